@@ -1,0 +1,2 @@
+//! `volley`: every role and every verb in one binary.
+fn main() {}

@@ -1,0 +1,1 @@
+//! The coordinator decides here: queue, leases, retries, roster, autoscaler; no IO

@@ -1,0 +1,1 @@
+//! The coordinator's shell: sessions, store, relay sink, provisioners

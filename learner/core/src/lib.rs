@@ -1,0 +1,1 @@
+//! The learner decides here: intake, groups, staleness, schedule, publish; no IO

@@ -1,0 +1,1 @@
+//! The learner's shell: intake segments, training step, checkpoints, adapters

@@ -1,0 +1,1 @@
+//! The rollout worker: a warm policy, slots, episodes, delivery to sinks

@@ -1,0 +1,1 @@
+//! The policy engine: exact forward, backward, sampling and optimiser on the CPU

@@ -1,0 +1,1 @@
+//! Environments: the trait and the bundled tasks

@@ -1,0 +1,1 @@
+//! QUIC between processes: endpoints, identities, sessions, framed streams

@@ -1,0 +1,1 @@
+//! Virtual clock, simulated network, fixtures: for tests only

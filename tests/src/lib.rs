@@ -1,0 +1,1 @@
+//! Simulation, goldens, real-process end-to-end tests

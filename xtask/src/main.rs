@@ -1,0 +1,2 @@
+//! Rules that are programs.
+fn main() {}
