@@ -1,0 +1,235 @@
+//! What a job is: plain data, from the client to the worker.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::adapter::AdapterVersion;
+use crate::fault::{ErrorCode, Fault};
+use crate::ids::{GroupIndex, JobId, RunId};
+use crate::limits::{GROUP_SIZE_MAX, JOB_ROLLOUTS_MAX, NAME_BYTES_MAX};
+use crate::seed;
+
+/// How a job lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum JobKind {
+    /// A fixed set of rollouts, all dispatchable at once.
+    Map,
+    /// An open queue: `put` adds to it.
+    Queue,
+    /// Rollouts for a learner, dispatchable up to what the learner admits.
+    Train,
+}
+
+/// Which instances an environment draws from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Split {
+    /// For training.
+    Train,
+    /// Held out for evaluation.
+    Eval,
+}
+
+/// Which environment, and how it is set up.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EnvSpec {
+    /// Name in the catalogue.
+    pub name: String,
+    /// Training or held-out instances.
+    pub split: Split,
+    /// Options of the environment itself.
+    pub config: BTreeMap<String, String>,
+}
+
+/// Which policy plays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PolicyRef {
+    /// The base model, no adapter.
+    Base,
+    /// One version, for every rollout.
+    Version(AdapterVersion),
+    /// Whatever is newest when a group is first leased; the group keeps it.
+    Latest(RunId),
+}
+
+/// How tokens are drawn.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SamplingSpec {
+    /// 0 is greedy.
+    pub temperature: f32,
+    /// 0 switches it off.
+    pub top_k: u32,
+    /// 1 switches it off.
+    pub top_p: f32,
+    /// 0 switches it off.
+    pub min_p: f32,
+    /// Base of the rollouts' seeds ([`seed::rollout_seed`]).
+    pub seed: u64,
+}
+
+impl Default for SamplingSpec {
+    fn default() -> Self {
+        Self {
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            seed: 0,
+        }
+    }
+}
+
+/// How often and how fast a rollout is tried again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RetryPolicy {
+    /// Failures of the environment or the episode that are answered with a further attempt.
+    pub retries: u32,
+    /// Lost workers that are answered with a further attempt; one more makes it poison.
+    pub losses: u32,
+    /// Wait before the first retry; doubles each time.
+    pub backoff_ms: u64,
+    /// The wait never exceeds this.
+    pub backoff_max_ms: u64,
+    /// An attempt that runs longer is given up (Temporal's start-to-close).
+    pub start_to_close_ms: u64,
+}
+
+impl Default for RetryPolicy {
+    fn default() -> Self {
+        Self {
+            retries: 3,
+            losses: 3,
+            backoff_ms: 100,
+            backoff_max_ms: 10_000,
+            start_to_close_ms: 600_000,
+        }
+    }
+}
+
+/// Who accepts the results.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SinkRef {
+    /// The coordinator's relay keeps them for clients.
+    Relay,
+    /// The learner of that run.
+    Learner(RunId),
+}
+
+/// A job as submitted. Equal specifications under one id are one job.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct JobSpec {
+    /// Chosen by the client.
+    pub job: JobId,
+    /// For people.
+    pub name: String,
+    /// How it lives.
+    pub kind: JobKind,
+    /// Environment and split.
+    pub env: EnvSpec,
+    /// First instance number; group `g` plays instance `first_instance + g`.
+    pub first_instance: u64,
+    /// Number of rollouts. For a queue: of its first extent, may be 0.
+    pub rollouts: u64,
+    /// Rollouts per scenario, compared with each other; 1 when nothing is compared.
+    pub group_size: u32,
+    /// Which policy plays.
+    pub policy: PolicyRef,
+    /// How tokens are drawn.
+    pub sampling: SamplingSpec,
+    /// Retries.
+    pub retry: RetryPolicy,
+    /// Who accepts the results.
+    pub sink: SinkRef,
+    /// How long results are kept after the job's end.
+    pub keep_ms: u64,
+}
+
+impl JobSpec {
+    /// The group of a rollout.
+    #[must_use]
+    pub fn group_of(&self, index: u64) -> GroupIndex {
+        GroupIndex(index / u64::from(self.group_size.max(1)))
+    }
+
+    /// Sampling seed of a rollout.
+    #[must_use]
+    pub fn seed_of(&self, index: u64) -> u64 {
+        seed::rollout_seed(self.sampling.seed, index)
+    }
+
+    /// Checks every field that a peer could have set to nonsense.
+    ///
+    /// # Errors
+    /// `INVALID_REQUEST`, naming the field.
+    pub fn validate(&self) -> Result<(), Fault> {
+        let bad = |what: String| Err(Fault::new(ErrorCode::InvalidRequest, what));
+        if self.group_size == 0 || self.group_size > GROUP_SIZE_MAX {
+            return bad(format!(
+                "group_size {} is outside 1..={GROUP_SIZE_MAX}",
+                self.group_size
+            ));
+        }
+        if self.rollouts > JOB_ROLLOUTS_MAX {
+            return bad(format!(
+                "{} rollouts, at most {JOB_ROLLOUTS_MAX} fit a job",
+                self.rollouts
+            ));
+        }
+        if !self.rollouts.is_multiple_of(u64::from(self.group_size)) {
+            return bad(format!(
+                "{} rollouts are no whole number of groups of {}",
+                self.rollouts, self.group_size
+            ));
+        }
+        if self.first_instance.checked_add(self.rollouts).is_none() {
+            return bad(format!("instances from {} overflow", self.first_instance));
+        }
+        if self.name.len() > NAME_BYTES_MAX || self.env.name.len() > NAME_BYTES_MAX {
+            return bad(format!("names have at most {NAME_BYTES_MAX} bytes"));
+        }
+        self.sampling.validate()
+    }
+}
+
+impl SamplingSpec {
+    /// Checks that the numbers describe a distribution.
+    ///
+    /// # Errors
+    /// `INVALID_REQUEST`, naming the field.
+    pub fn validate(&self) -> Result<(), Fault> {
+        let in_range = [
+            ("temperature", self.temperature, 0.0, 100.0),
+            ("top_p", self.top_p, f32::MIN_POSITIVE, 1.0),
+            ("min_p", self.min_p, 0.0, 1.0),
+        ];
+        for (field, value, low, high) in in_range {
+            if !(low..=high).contains(&value) {
+                let message = format!("{field} = {value} is outside {low}..={high}");
+                return Err(Fault::new(ErrorCode::InvalidRequest, message));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Further rollouts for an open queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Extent {
+    /// Chosen by the client: a repeated `put` of the same id adds nothing.
+    pub put: u128,
+    /// First instance.
+    pub first_instance: u64,
+    /// Number of rollouts.
+    pub rollouts: u64,
+}
+
+/// Where a job stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum JobState {
+    /// Rollouts are queued or leased, or may still be put or admitted.
+    Open,
+    /// Every rollout is closed.
+    Done,
+    /// Cancelled by a client; what was open is closed as failed.
+    Cancelled,
+}

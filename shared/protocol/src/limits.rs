@@ -1,0 +1,57 @@
+//! Every bound that two processes must agree on, with its reason.
+
+/// One control frame. Trajectories and adapters travel on bulk streams, so a control message
+/// above this is a defect or an attack.
+pub const CONTROL_FRAME_BYTES_MAX: usize = 1 << 20;
+
+/// Tokens of one trajectory. At nine bytes each this stays below a control frame, so that a
+/// result can also be read back through the coordinator's relay in one page.
+pub const TRAJECTORY_TOKENS_MAX: usize = 65_536;
+
+/// Header of one trajectory record: ids, reward, metrics, transcript.
+pub const TRAJECTORY_HEADER_BYTES_MAX: usize = 256 << 10;
+
+/// Bytes of one batch of trajectories on one bulk stream.
+pub const TRAJECTORY_BATCH_BYTES_MAX: usize = 4 << 20;
+
+/// Bytes of results in one page to a client: leaves room for the rest of the frame.
+pub const RESULT_PAGE_BYTES_MAX: usize = 900 << 10;
+
+/// One adapter. Rank 256 on every linear of an 8-billion model is about 1.4 GB in bf16.
+pub const ADAPTER_BYTES_MAX: usize = 2 << 30;
+
+/// Rollouts of one job. Seeds are expanded lazily, so this bounds arithmetic, not memory.
+pub const JOB_ROLLOUTS_MAX: u64 = 1 << 40;
+
+/// Rollouts of one group.
+pub const GROUP_SIZE_MAX: u32 = 1024;
+
+/// Jobs that are not finished, per coordinator.
+pub const OPEN_JOBS_MAX: usize = 10_000;
+
+/// Extents (`put` calls) of one open queue that are not finished.
+pub const JOB_EXTENTS_MAX: usize = 100_000;
+
+/// Leases in one message, receipts in one message, failures in one message.
+pub const BATCH_ENTRIES_MAX: usize = 4096;
+
+/// Undelivered trajectory bytes in a worker above which it asks for no further work.
+pub const UNDELIVERED_BYTES_MAX: u64 = 64 << 20;
+
+/// A client's long poll is answered at the latest after this long.
+pub const POLL_WAIT_MS_MAX: u64 = 20_000;
+
+/// How long a worker, client or learner keeps dialling a coordinator that is gone.
+pub const COORDINATOR_ABSENCE_MS_MAX: u64 = 60_000;
+
+/// A worker tells that it lives, and renews its leases, this often.
+pub const HEARTBEAT_MS: u64 = 1_000;
+
+/// After a session is lost the worker's leases stay its own for this long.
+pub const REATTACH_GRACE_MS: u64 = 10_000;
+
+/// Text fields: names.
+pub const NAME_BYTES_MAX: usize = 64;
+
+/// Text fields: messages of faults. Longer ones are cut by their writer.
+pub const MESSAGE_BYTES_MAX: usize = 4096;

@@ -1,0 +1,81 @@
+//! The first words of every session.
+//!
+//! ```text
+//! dialler                         listener
+//!    | -- Hello ------------------> |   version, who I am (the role stands in the certificate)
+//!    | <------------- Welcome ----- |   or Refused, then the session ends
+//! ```
+
+use serde::{Deserialize, Serialize};
+
+use crate::codec::{FrameKind, Message};
+use crate::fault::Fault;
+use crate::ids::{Epoch, PeerId};
+
+/// The ladder of wire versions. One sentence each; the last is what this build speaks.
+///
+/// 1. First protocol: everything in this crate.
+pub const PROTOCOL_VERSION: u16 = 1;
+
+/// Who dials. The role is *not* here: it is taken from the verified certificate.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// [`PROTOCOL_VERSION`] of the dialler. First field for ever, so that any version reads it.
+    pub protocol: u16,
+    /// Constant over reconnects of one process.
+    pub peer: PeerId,
+    /// For people: `worker-3`, `learner`, `volley map`.
+    pub name: String,
+    /// Process id on its host; 0 when unknown.
+    pub pid: u32,
+}
+
+/// The listener's answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Welcome {
+    /// The conversation may begin.
+    Accepted {
+        /// Protocol the listener speaks.
+        protocol: u16,
+        /// Name of the cluster.
+        cluster: String,
+        /// Epoch of the coordinator; 0 from a learner's sink.
+        epoch: Epoch,
+        /// Identity of the listening process.
+        peer: PeerId,
+    },
+    /// No conversation; the session is closed after this.
+    Refused(Fault),
+}
+
+impl Message for Hello {
+    const KIND: FrameKind = FrameKind::Hello;
+}
+
+impl Message for Welcome {
+    const KIND: FrameKind = FrameKind::Welcome;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec;
+
+    #[test]
+    fn hello_bytes_are_frozen() {
+        let hello = Hello {
+            protocol: 1,
+            peer: PeerId(0x0102),
+            name: "w".into(),
+            pid: 7,
+        };
+        let golden = [
+            1, 0, // protocol
+            2, 1, 0, 0, 0, 0, 0, 0, // peer
+            1, 0, 0, 0, 0, 0, 0, 0, b'w', // name
+            7, 0, 0, 0, // pid
+        ];
+        assert_eq!(codec::encode(&hello), golden);
+        assert_eq!(codec::decode::<Hello>(&golden).expect("golden"), hello);
+    }
+}
