@@ -91,7 +91,8 @@ fn check_keys(info: &EnvInfo, scenario: &Scenario) -> Result<(), EnvError> {
     Ok(())
 }
 
-/// The known word with the smallest edit distance, if at most a third of its letters differ. Very long input is not compared: it is no slip of the finger.
+/// The known word with the smallest edit distance, if at most a third of its letters differ.
+/// Very long input is not compared: it is no slip of the finger.
 fn nearest(word: &str, known: impl Iterator<Item = &'static str>) -> Option<&'static str> {
     const WORD_BYTES_MAX: usize = 64;
     if word.len() > WORD_BYTES_MAX {
