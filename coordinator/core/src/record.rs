@@ -1,0 +1,98 @@
+//! What survives a crash. Replayed in order, records rebuild the coordinator.
+//!
+//! Not recorded, on purpose: leases (workers name what they hold when they come back), attempt
+//! counts (a retry too many after a crash harms nobody), step reports (the learner's
+//! `metrics.jsonl` has them). What is closed is a cache of what the sinks decided; a sink's
+//! `Reconcile` overrules it.
+
+use serde::{Deserialize, Serialize};
+use volley_protocol::adapter::AdapterEntry;
+use volley_protocol::job::{Extent, JobState};
+use volley_protocol::run::{RunInfo, RunState};
+use volley_protocol::{AdapterVersion, Epoch, GroupIndex, JobId, JobSpec, RunId};
+
+use crate::input::Millis;
+
+/// One durable fact. Append only: old records must stay readable.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Record {
+    /// A life of the coordinator began.
+    Epoch(Epoch),
+    /// A job was accepted.
+    JobAccepted {
+        /// The job.
+        spec: JobSpec,
+        /// When, on the shell's clock.
+        at: Millis,
+    },
+    /// A queue grew.
+    Extended {
+        /// Which queue.
+        job: JobId,
+        /// Index of the extent's first rollout.
+        start: u64,
+        /// What was added.
+        extent: Extent,
+    },
+    /// A learner admitted rollouts.
+    Admitted {
+        /// Which job.
+        job: JobId,
+        /// First index that is not admitted.
+        upto: u64,
+    },
+    /// A group got the version that all its members play with.
+    GroupPinned {
+        /// Which job.
+        job: JobId,
+        /// Which group.
+        group: GroupIndex,
+        /// Which version.
+        version: AdapterVersion,
+    },
+    /// Rollouts were settled by their sink, as half-open ranges. A rollout that is named again
+    /// moves to where it was named last.
+    Closed {
+        /// Which job.
+        job: JobId,
+        /// Accepted.
+        accepted: Vec<(u64, u64)>,
+        /// Failed.
+        failed: Vec<(u64, u64)>,
+    },
+    /// A sink does not know these rollouts, contrary to what was recorded: they are open again.
+    Reopened {
+        /// Which job.
+        job: JobId,
+        /// Which rollouts.
+        ranges: Vec<(u64, u64)>,
+    },
+    /// A job ended.
+    JobClosed {
+        /// Which job.
+        job: JobId,
+        /// How.
+        state: JobState,
+    },
+    /// A finished job's time is over.
+    JobForgotten {
+        /// Which job.
+        job: JobId,
+    },
+    /// A learner was seen with this run.
+    RunRegistered(RunInfo),
+    /// A run changed its state.
+    RunState {
+        /// Which run.
+        run: RunId,
+        /// Its state.
+        state: RunState,
+    },
+    /// A version exists.
+    Published(AdapterEntry),
+    /// A version is not to be used any more; its learner may still have the bytes.
+    AdapterForgotten {
+        /// Which version.
+        version: AdapterVersion,
+    },
+}
