@@ -46,7 +46,7 @@ impl Coordinator {
         epoch: Epoch,
         records: impl IntoIterator<Item = Record>,
     ) -> Self {
-        drop(records.into_iter().count());
+        for _ in records {}
         Self::new(config, epoch)
     }
 
