@@ -1,0 +1,26 @@
+# Short names for what CONTRIBUTING.md describes; `just` alone lists them.
+
+default:
+    @just --list
+
+# Format, house rules, lints: seconds after the first time.
+check:
+    cargo fmt --all --check
+    cargo xtask tidy
+    cargo clippy --workspace --all-targets -- -D warnings
+
+# Every test that needs nothing but Rust.
+test:
+    cargo test --workspace
+
+# What CI runs, the Python peers included.
+ci:
+    .ci/run
+
+# Licences, bans and advisories of third-party crates (needs cargo-deny).
+deny:
+    cargo deny check
+
+# The documentation of all crates, without warnings.
+doc:
+    RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
