@@ -14,8 +14,9 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::Trajectory;
 use crate::adapter::AdapterEntry;
-use crate::codec::{Blob, FrameKind, Message};
+use crate::codec::{self, Blob, CodecError, FrameKind, Message};
 use crate::fault::Fault;
 use crate::ids::{JobId, RunId};
 use crate::job::{Extent, JobSpec};
@@ -153,10 +154,15 @@ pub struct ResultPage {
 }
 
 /// One settled rollout, as the relay keeps it.
+///
+/// ```text
+/// record = [u8 tag = 0][trajectory record]   or   [u8 tag = 1][u64 index, Fault]
+/// page   = ([u32 record length][record])*
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub enum ResultRecord {
     /// It produced a trajectory.
-    Finished(Box<crate::Trajectory>),
+    Finished(Box<Trajectory>),
     /// It failed for good.
     Failed {
         /// Which one.
@@ -166,10 +172,204 @@ pub enum ResultRecord {
     },
 }
 
+impl ResultRecord {
+    /// Tag of a finished rollout; the bytes of its trajectory follow as the worker wrote them.
+    pub const FINISHED: u8 = 0;
+
+    /// Tag of a failed rollout.
+    pub const FAILED: u8 = 1;
+
+    /// Which rollout of its job it settles.
+    #[must_use]
+    pub fn index(&self) -> u64 {
+        match self {
+            Self::Finished(trajectory) => trajectory.header.attempt.rollout.index,
+            Self::Failed { index, .. } => *index,
+        }
+    }
+
+    /// The record as bytes, without the length that precedes it in a page.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(64);
+        match self {
+            Self::Finished(trajectory) => {
+                bytes.push(Self::FINISHED);
+                trajectory.encode_into(&mut bytes);
+            }
+            Self::Failed { index, fault } => {
+                bytes.push(Self::FAILED);
+                codec::encode_into(&(index, fault), &mut bytes);
+            }
+        }
+        bytes
+    }
+
+    /// Decodes exactly one record.
+    ///
+    /// # Errors
+    /// [`CodecError`] when the tag is unknown, the rest is malformed or bytes are left over.
+    pub fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
+        let (tag, rest) = bytes
+            .split_first()
+            .ok_or_else(|| malformed(bytes, "it is empty"))?;
+        match *tag {
+            Self::FINISHED => {
+                let (trajectory, used) = Trajectory::decode(rest)?;
+                if used == rest.len() {
+                    Ok(Self::Finished(Box::new(trajectory)))
+                } else {
+                    Err(malformed(rest, "bytes follow its end"))
+                }
+            }
+            Self::FAILED => {
+                let (index, fault) = codec::decode(rest)?;
+                Ok(Self::Failed { index, fault })
+            }
+            _ => Err(malformed(bytes, "its tag is unknown")),
+        }
+    }
+}
+
+impl ResultPage {
+    /// Appends an encoded record to the bytes of a page.
+    pub fn push_record(records: &mut Vec<u8>, record: &[u8]) {
+        records.extend_from_slice(&(record.len() as u32).to_le_bytes());
+        records.extend_from_slice(record);
+    }
+
+    /// The records of this page, in the order in which they were settled.
+    ///
+    /// # Errors
+    /// [`CodecError`] when a length or a record is malformed.
+    pub fn decode_records(&self) -> Result<Vec<ResultRecord>, CodecError> {
+        let mut rest = self.records.0.as_slice();
+        let mut records = Vec::new();
+        while !rest.is_empty() {
+            let cut = rest
+                .split_first_chunk::<4>()
+                .and_then(|(len, tail)| tail.split_at_checked(u32::from_le_bytes(*len) as usize));
+            let (record, tail) = cut.ok_or_else(|| malformed(rest, "it is cut short"))?;
+            records.push(ResultRecord::decode(record)?);
+            rest = tail;
+        }
+        Ok(records)
+    }
+}
+
+fn malformed(bytes: &[u8], reason: &str) -> CodecError {
+    CodecError::Malformed {
+        what: "result record",
+        len: bytes.len(),
+        reason: reason.to_owned(),
+    }
+}
+
 impl Message for ClientRequest {
     const KIND: FrameKind = FrameKind::ClientRequest;
 }
 
 impl Message for ClientReply {
     const KIND: FrameKind = FrameKind::ClientReply;
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::fault::ErrorCode;
+    use crate::ids::{AttemptId, Epoch, PeerId, RolloutId};
+    use crate::trajectory::TrajectoryHeader;
+
+    fn finished(index: u64) -> ResultRecord {
+        let job = JobId(5);
+        let attempt = AttemptId {
+            rollout: RolloutId { job, index },
+            epoch: Epoch(1),
+            number: 1,
+        };
+        let header = TrajectoryHeader {
+            attempt,
+            worker: PeerId(3),
+            instance: index,
+            version: None,
+            numerics: "cpu-f32-1".into(),
+            reward: 0.5,
+            metrics: [("format_ok".to_owned(), 1.0)].into(),
+            turns: 1,
+            truncated: false,
+            transcript: vec![("user".into(), "1+1=".into())],
+            episode_ms: 12,
+        };
+        ResultRecord::Finished(Box::new(Trajectory {
+            header,
+            tokens: vec![1, 2],
+            logprobs: vec![0.0, -0.5],
+            sampled: vec![0, 1],
+        }))
+    }
+
+    fn failed(index: u64) -> ResultRecord {
+        let fault = Fault::new(ErrorCode::EnvPanic, "divided by zero").with_hint("do not");
+        ResultRecord::Failed { index, fault }
+    }
+
+    fn page(records: &[ResultRecord]) -> ResultPage {
+        let mut bytes = Vec::new();
+        for record in records {
+            ResultPage::push_record(&mut bytes, &record.encode());
+        }
+        ResultPage {
+            records: Blob(bytes),
+            ..ResultPage::default()
+        }
+    }
+
+    #[test]
+    fn records_of_a_page_round_trip_and_every_cut_is_an_error() {
+        let records = [finished(7), failed(8)];
+        let whole = page(&records);
+        assert_eq!(whole.decode_records().expect("own bytes"), records);
+        assert_eq!(records.each_ref().map(ResultRecord::index), [7, 8]);
+        let first = 4 + records[0].encode().len();
+        for cut in (1..whole.records.0.len()).filter(|cut| *cut != first) {
+            let records = Blob(whole.records.0[..cut].to_vec());
+            let short = ResultPage {
+                records,
+                ..ResultPage::default()
+            };
+            assert!(short.decode_records().is_err(), "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn tags_are_frozen_and_what_follows_a_record_is_refused() {
+        assert_eq!(finished(0).encode()[0], 0);
+        let bytes = failed(0x0102).encode();
+        assert_eq!(bytes[..9], [1, 2, 1, 0, 0, 0, 0, 0, 0]);
+        for record in [finished(1), failed(1)] {
+            let longer = [record.encode(), vec![0]].concat();
+            assert!(ResultRecord::decode(&longer).is_err());
+        }
+        assert!(ResultRecord::decode(&[]).is_err());
+        assert!(ResultRecord::decode(&[2, 0]).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn noise_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = ResultRecord::decode(&bytes);
+            let records = Blob(bytes);
+            let _ = ResultPage { records, ..ResultPage::default() }.decode_records();
+        }
+
+        #[test]
+        fn flipped_bits_never_panic(at in 0usize..400, bit in 0u8..8) {
+            let mut page = page(&[finished(1), failed(2)]);
+            let at = at % page.records.0.len();
+            page.records.0[at] ^= 1 << bit;
+            let _ = page.decode_records();
+        }
+    }
 }
