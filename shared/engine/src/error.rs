@@ -1,0 +1,175 @@
+//! What can go wrong in the engine, with the file, tensor or shape that is to blame.
+
+use std::io;
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+/// Every failure of the engine. [`EngineError::code`] is the stable name users search for.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum EngineError {
+    /// A file or folder of the model does not exist.
+    #[error("{} does not exist", path.display())]
+    NotFound {
+        /// What was looked for.
+        path: PathBuf,
+    },
+    /// The operating system refused to read or write a file.
+    #[error("cannot access {}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// A tensor's bytes reach past the end of its file.
+    #[error(
+        "{} is truncated: {what} needs {needed_bytes} bytes, the file has {actual_bytes}",
+        file.display()
+    )]
+    Truncated {
+        /// The file.
+        file: PathBuf,
+        /// The tensor or part that is cut off.
+        what: String,
+        /// Bytes the file must have to hold it.
+        needed_bytes: u64,
+        /// Bytes the file has.
+        actual_bytes: u64,
+    },
+    /// A safetensors header that does not describe its file.
+    #[error("{} has a broken safetensors header: {reason}", file.display())]
+    SafetensorsHeader {
+        /// The file.
+        file: PathBuf,
+        /// Which rule is broken.
+        reason: String,
+    },
+    /// A tensor that the model or adapter needs is not in its files.
+    #[error("{} has no tensor {tensor}", file.display())]
+    TensorMissing {
+        /// The file, or the folder when no shard has it.
+        file: PathBuf,
+        /// The missing tensor.
+        tensor: String,
+    },
+    /// A tensor has another shape than the configuration asks for.
+    #[error("{}: {tensor} has shape {actual:?}, expected {expected:?}", file.display())]
+    TensorShape {
+        /// The file.
+        file: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The shape that the configuration implies.
+        expected: Vec<usize>,
+        /// The shape in the file.
+        actual: Vec<usize>,
+    },
+    /// A tensor is stored in a number format that is not a float we read.
+    #[error("{}: {tensor} is stored as {dtype}; F32, F16 and BF16 are read", file.display())]
+    TensorDtype {
+        /// The file.
+        file: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The format's name in the file.
+        dtype: String,
+    },
+    /// A configuration file that cannot be parsed or contradicts itself.
+    #[error("{} is not a valid configuration: {reason}", file.display())]
+    ConfigInvalid {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The model needs something that this engine does not compute.
+    #[error("{}: {what} is not supported", file.display())]
+    ModelUnsupported {
+        /// The file that asks for it.
+        file: PathBuf,
+        /// What it asks for, by its name there.
+        what: String,
+    },
+    /// An adapter does not fit the model, or changes the mathematics in an unknown way.
+    #[error("adapter does not fit: {what}")]
+    AdapterMismatch {
+        /// Which tensor, shape or setting, and what was expected.
+        what: String,
+    },
+    /// An adapter contains NaN or infinity.
+    #[error("adapter tensor {tensor} has a non-finite value at index {index}")]
+    AdapterNonfinite {
+        /// The tensor.
+        tensor: String,
+        /// First offending element, row-major.
+        index: usize,
+    },
+    /// The tokenizer or its chat template cannot be read or applied.
+    #[error("{}: {reason}", file.display())]
+    TokenizerInvalid {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A sequence is longer than the model's positions.
+    #[error("sequence needs {needed} positions, the model has {max}")]
+    ContextExceeded {
+        /// Positions needed.
+        needed: usize,
+        /// Positions that exist.
+        max: usize,
+    },
+    /// A token id outside the vocabulary.
+    #[error("token {token} is outside the vocabulary of {vocab_size}")]
+    TokenOutOfRange {
+        /// The token.
+        token: u32,
+        /// Size of the vocabulary.
+        vocab_size: usize,
+    },
+    /// A caller's arguments contradict each other.
+    #[error("{what}")]
+    InvalidArgument {
+        /// What contradicts what.
+        what: String,
+    },
+}
+
+impl EngineError {
+    /// The stable code of this error, as documented for users.
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::NotFound { .. } => "MODEL_NOT_FOUND",
+            Self::Io { .. } => "MODEL_IO",
+            Self::Truncated { .. } => "MODEL_TRUNCATED",
+            Self::SafetensorsHeader { .. } => "SAFETENSORS_HEADER",
+            Self::TensorMissing { .. } => "TENSOR_MISSING",
+            Self::TensorShape { .. } => "TENSOR_SHAPE",
+            Self::TensorDtype { .. } => "TENSOR_DTYPE",
+            Self::ConfigInvalid { .. } => "MODEL_CONFIG",
+            Self::ModelUnsupported { .. } => "MODEL_UNSUPPORTED",
+            Self::AdapterMismatch { .. } => "ADAPTER_MISMATCH",
+            Self::AdapterNonfinite { .. } => "ADAPTER_NONFINITE",
+            Self::TokenizerInvalid { .. } => "TOKENIZER_INVALID",
+            Self::ContextExceeded { .. } => "CONTEXT_EXCEEDED",
+            Self::TokenOutOfRange { .. } => "TOKEN_OUT_OF_RANGE",
+            Self::InvalidArgument { .. } => "INVALID_ARGUMENT",
+        }
+    }
+
+    /// Wraps an error of the operating system, telling "does not exist" from the rest.
+    #[must_use]
+    pub fn io(path: impl Into<PathBuf>, source: io::Error) -> Self {
+        let path = path.into();
+        if source.kind() == io::ErrorKind::NotFound {
+            Self::NotFound { path }
+        } else {
+            Self::Io { path, source }
+        }
+    }
+}
