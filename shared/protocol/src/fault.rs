@@ -118,6 +118,12 @@ error_codes! {
     RunNotFound = "RUN_NOT_FOUND", 78;
     /// A rollout killed several workers and is not tried again.
     PoisonRollout = "POISON_ROLLOUT", 1;
+    /// Nobody answers at a peer's address, or it turned the session down.
+    PeerUnreachable = "PEER_UNREACHABLE", 69;
+    /// An identity file is damaged, expired or of another cluster.
+    IdentityInvalid = "IDENTITY_INVALID", 77;
+    /// A key file can be read by others.
+    KeyFileExposed = "KEY_FILE_EXPOSED", 77;
 }
 
 impl fmt::Display for ErrorCode {

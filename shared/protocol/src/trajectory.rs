@@ -120,15 +120,15 @@ impl Trajectory {
 
 /// Puts encoded records behind a batch header.
 #[must_use]
-pub fn encode_batch(first_seq: u64, records: &[Vec<u8>]) -> Vec<u8> {
-    let total: usize = records.iter().map(Vec::len).sum();
+pub fn encode_batch<R: AsRef<[u8]>>(first_seq: u64, records: &[R]) -> Vec<u8> {
+    let total: usize = records.iter().map(|record| record.as_ref().len()).sum();
     let mut bytes = Vec::with_capacity(13 + total);
     bytes.push(BulkKind::Trajectories as u8);
     bytes.extend_from_slice(&first_seq.to_le_bytes());
     bytes.extend_from_slice(&(records.len() as u32).to_le_bytes());
     records
         .iter()
-        .for_each(|record| bytes.extend_from_slice(record));
+        .for_each(|record| bytes.extend_from_slice(record.as_ref()));
     bytes
 }
 

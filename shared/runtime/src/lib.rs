@@ -6,12 +6,16 @@
 //! | [`segment`] | append-only record files that know what was synced |
 //! | [`store`] | the coordinator's records: one durable transaction per call |
 //! | [`lock`] | one process per data directory |
+//! | [`greeting`] | hello and welcome |
+//! | [`conversation`] | dial, read typed messages, bounded |
 //! | [`env_vars`] | every environment variable, in one table |
 
+pub mod conversation;
 pub mod env_vars;
 mod faults;
 mod files;
 
+pub mod greeting;
 pub mod process;
 
 pub mod telemetry;
