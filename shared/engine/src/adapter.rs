@@ -1,0 +1,220 @@
+//! LoRA adapters: low-rank additions to a model's linear layers (Hu et al. 2021, arXiv 2106.09685).
+//!
+//! An adapted layer computes `y = W x + s B (A x)` with `A: [rank, in]`, `B: [out, rank]` and the
+//! scale `s` of [`LoraConfig::scale`]. An [`Adapter`] is the *published copy*: sampler and learner
+//! read the same values, and only the optimiser knows more digits than stand here.
+
+mod bytes;
+mod config;
+mod init;
+mod peft;
+
+use sha2::{Digest, Sha256};
+
+pub use config::{LoraConfig, Target};
+
+use crate::config::ModelConfig;
+use crate::error::EngineError;
+
+/// The two factors of one adapted layer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LoraPair {
+    /// `[rank, in]`, row-major.
+    pub a: Vec<f32>,
+    /// `[out, rank]`, row-major.
+    pub b: Vec<f32>,
+}
+
+/// The adapted linear layers of one transformer layer, by [`Target::index`].
+pub type LayerAdapter = [Option<LoraPair>; Target::ALL.len()];
+
+/// A complete set of adapter weights. It never changes once it is shared.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Adapter {
+    config: LoraConfig,
+    layers: Vec<LayerAdapter>,
+}
+
+/// Which factor of a pair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Factor {
+    /// `[rank, in]`
+    A,
+    /// `[out, rank]`
+    B,
+}
+
+/// One tensor of an adapter, in the fixed order: by layer, then target, A before B.
+#[derive(Clone, Debug)]
+pub struct AdapterTensor<'a> {
+    /// The transformer layer.
+    pub layer: usize,
+    /// The linear layer in it.
+    pub target: Target,
+    /// Which factor.
+    pub factor: Factor,
+    /// Rows and columns.
+    pub shape: [usize; 2],
+    /// Row-major values.
+    pub values: &'a [f32],
+}
+
+impl AdapterTensor<'_> {
+    /// The name that PEFT gives the tensor in its files.
+    #[must_use]
+    pub fn peft_name(&self) -> String {
+        format!("base_model.model.{}.weight", self.module_name())
+    }
+
+    /// The module's path in the model and the factor, without the wrappers of a file:
+    /// `model.layers.0.self_attn.q_proj.lora_A`.
+    #[must_use]
+    pub fn module_name(&self) -> String {
+        let Self {
+            layer,
+            target,
+            factor,
+            ..
+        } = self;
+        format!("model.layers.{layer}.{}.lora_{factor:?}", target.path())
+    }
+}
+
+impl Adapter {
+    /// The settings.
+    #[must_use]
+    pub const fn config(&self) -> &LoraConfig {
+        &self.config
+    }
+
+    /// The factor `s` that both halves are multiplied with.
+    #[must_use]
+    pub fn scale(&self) -> f32 {
+        self.config.scale()
+    }
+
+    /// Rows of every A.
+    #[must_use]
+    pub const fn rank(&self) -> usize {
+        self.config.rank
+    }
+
+    /// Number of transformer layers.
+    #[must_use]
+    pub const fn num_layers(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// The adapted linear layers of a transformer layer.
+    ///
+    /// # Panics
+    ///
+    /// There is no such layer.
+    #[must_use]
+    pub fn layer(&self, layer: usize) -> &LayerAdapter {
+        &self.layers[layer]
+    }
+
+    /// The pair of one linear layer, if it is adapted.
+    #[must_use]
+    pub fn pair(&self, layer: usize, target: Target) -> Option<&LoraPair> {
+        self.layers.get(layer)?[target.index()].as_ref()
+    }
+
+    /// Every tensor in the fixed order.
+    pub fn tensors(&self) -> impl Iterator<Item = AdapterTensor<'_>> {
+        let rank = self.config.rank;
+        let layers = self.layers.iter().enumerate();
+        layers.flat_map(move |(layer, pairs)| {
+            let present = Target::ALL.into_iter().zip(pairs);
+            present.flat_map(move |(target, pair)| {
+                let halves = pair.iter().flat_map(move |pair| {
+                    let columns = pair.a.len() / rank;
+                    let rows = pair.b.len() / rank;
+                    [
+                        (Factor::A, [rank, columns], pair.a.as_slice()),
+                        (Factor::B, [rows, rank], pair.b.as_slice()),
+                    ]
+                });
+                halves.map(move |(factor, shape, values)| AdapterTensor {
+                    layer,
+                    target,
+                    factor,
+                    shape,
+                    values,
+                })
+            })
+        })
+    }
+
+    /// Number of values.
+    #[must_use]
+    pub fn num_values(&self) -> usize {
+        self.tensors().map(|tensor| tensor.values.len()).sum()
+    }
+
+    /// Refuses NaN and infinity.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::AdapterNonfinite`] with the first such value.
+    pub fn check_finite(&self) -> Result<(), EngineError> {
+        for tensor in self.tensors() {
+            if let Some(index) = tensor.values.iter().position(|value| !value.is_finite()) {
+                return Err(EngineError::AdapterNonfinite {
+                    tensor: tensor.peft_name(),
+                    index,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses an adapter whose layers are not the model's.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::AdapterMismatch`] with the first tensor that differs, its shape and the
+    /// shape that is due.
+    pub fn check_fits(&self, model: &ModelConfig) -> Result<(), EngineError> {
+        if self.layers.len() != model.num_layers {
+            return Err(mismatch(format!(
+                "layers expected={} got={}",
+                model.num_layers,
+                self.layers.len()
+            )));
+        }
+        for tensor in self.tensors() {
+            let due = tensor.factor.shape(self.config.rank, tensor.target, model);
+            if tensor.shape != due {
+                return Err(shape_mismatch(&tensor.peft_name(), due, &tensor.shape));
+            }
+        }
+        Ok(())
+    }
+
+    /// SHA-256 of [`Self::to_bytes`]: equal adapters have equal digests on every machine.
+    #[must_use]
+    pub fn digest(&self) -> [u8; 32] {
+        Sha256::digest(self.to_bytes()).into()
+    }
+}
+
+impl Factor {
+    /// The shape that a factor has in a model.
+    fn shape(self, rank: usize, target: Target, model: &ModelConfig) -> [usize; 2] {
+        let (rows, columns) = target.shape(model);
+        match self {
+            Self::A => [rank, columns],
+            Self::B => [rows, rank],
+        }
+    }
+}
+
+fn mismatch(what: String) -> EngineError {
+    EngineError::AdapterMismatch { what }
+}
+
+fn shape_mismatch(tensor: &str, expected: [usize; 2], got: &[usize]) -> EngineError {
+    mismatch(format!("tensor={tensor} expected={expected:?} got={got:?}"))
+}
