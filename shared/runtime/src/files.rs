@@ -7,7 +7,10 @@ use std::path::{Path, PathBuf};
 
 /// Writes `bytes` to `path` so that a reader, also one after a power cut, sees the old file or
 /// the new one: temporary file beside it, fsync, rename, fsync of the directory.
-pub(crate) fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+///
+/// # Errors
+/// What the system says; the old file is still there then.
+pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let temporary = temporary_beside(path);
     let written = write_synced(&temporary, bytes, mode)
         .and_then(|()| fs::rename(&temporary, path))
@@ -19,18 +22,25 @@ pub(crate) fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> io::Result<(
     written
 }
 
-/// Makes the directory entries of `path`'s directory durable.
-pub(crate) fn sync_parent(path: &Path) -> io::Result<()> {
+/// Makes the entry of `path` in its directory durable.
+///
+/// # Errors
+/// What the system says.
+pub fn sync_parent(path: &Path) -> io::Result<()> {
     sync_dir(parent_of(path))
 }
 
 /// Makes the entries of a directory durable.
-pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
+///
+/// # Errors
+/// What the system says.
+pub fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
 /// Directory of `path`; `.` for a bare name.
-pub(crate) fn parent_of(path: &Path) -> &Path {
+#[must_use]
+pub fn parent_of(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),

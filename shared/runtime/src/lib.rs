@@ -6,6 +6,8 @@
 //! | [`segment`] | append-only record files that know what was synced |
 //! | [`store`] | the coordinator's records: one durable transaction per call |
 //! | [`lock`] | one process per data directory |
+//! | [`files`] | files that are there whole or not at all |
+//! | [`telemetry`] | logs |
 //! | [`greeting`] | hello and welcome |
 //! | [`conversation`] | dial, read typed messages, bounded |
 //! | [`env_vars`] | every environment variable, in one table |
@@ -13,11 +15,12 @@
 pub mod conversation;
 pub mod env_vars;
 mod faults;
-mod files;
-
+pub mod files;
 pub mod greeting;
+pub mod lock;
 pub mod process;
-
+pub mod segment;
+pub mod store;
 pub mod telemetry;
 
 #[cfg(test)]

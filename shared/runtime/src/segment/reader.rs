@@ -1,0 +1,204 @@
+//! Reads a segment, also while it is being written.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+
+use super::error::SegmentError;
+use super::format::{
+    BadHeader, HEAD_BYTES, HEADER_BYTES, RECORD_BYTES_MAX, SEGMENT_START, Stop, check_header,
+    has_mark, parse,
+};
+
+/// Bytes that an iteration reads at a time.
+const READ_BYTES: usize = 1 << 20;
+
+/// One record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// Where it begins: its name inside the segment.
+    pub offset: u64,
+    /// What was appended.
+    pub payload: Vec<u8>,
+}
+
+/// Some records in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Page {
+    /// The records.
+    pub records: Vec<Record>,
+    /// Where the next page begins. Equal to the offset asked for when there is nothing yet.
+    pub next_offset: u64,
+}
+
+/// Reads a segment by offset; any number of readers beside one writer. What the writer has not
+/// flushed is not there yet.
+#[derive(Debug)]
+pub struct SegmentReader {
+    file: File,
+    path: PathBuf,
+}
+
+impl SegmentReader {
+    /// Opens a segment for reading.
+    ///
+    /// # Errors
+    /// When it cannot be opened or is no segment of this format.
+    pub fn open(path: &Path) -> Result<Self, SegmentError> {
+        let file = File::open(path).map_err(|e| SegmentError::io("open", path, e))?;
+        let reader = Self {
+            file,
+            path: path.to_owned(),
+        };
+        reader.check_header()?;
+        Ok(reader)
+    }
+
+    pub(super) fn of_file(file: File, path: &Path) -> Self {
+        Self {
+            file,
+            path: path.to_owned(),
+        }
+    }
+
+    /// The file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The records from `offset` on, a page at a time. `offset` is [`SEGMENT_START`], a record's
+    /// offset or a page's `next_offset`; 0 stands for the start.
+    #[must_use]
+    pub fn records(&self, offset: u64) -> Records<'_> {
+        Records {
+            reader: self,
+            next: offset,
+            page: VecDeque::new(),
+            over: false,
+        }
+    }
+
+    /// Records from `offset` on with together at most `max_bytes` bytes of payload, but at least
+    /// one if there is one. Broken records after the page are told by the page that begins there.
+    ///
+    /// # Errors
+    /// [`SegmentError::Damaged`] when no record begins at `offset` or it is broken.
+    pub fn read_page(&self, offset: u64, max_bytes: usize) -> Result<Page, SegmentError> {
+        let offset = offset.max(SEGMENT_START);
+        let mut want = max_bytes.clamp(HEAD_BYTES, READ_BYTES);
+        loop {
+            let bytes = self.read_at(offset, want)?;
+            let parsed = parse(&bytes, offset, max_bytes);
+            let at_end = bytes.len() < want;
+            match parsed.stop {
+                Stop::Damaged(what) if parsed.bytes == 0 => {
+                    return Err(SegmentError::damaged(&self.path, offset, what));
+                }
+                // The first record is larger than what was read: read all of it.
+                Stop::Short(bytes) if parsed.bytes == 0 && !at_end => want = bytes,
+                _ => {
+                    return Ok(Page {
+                        records: parsed.records,
+                        next_offset: offset + parsed.bytes as u64,
+                    });
+                }
+            }
+        }
+    }
+
+    pub(super) fn check_header(&self) -> Result<(), SegmentError> {
+        let mut header = [0; HEADER_BYTES];
+        let path = || self.path.clone();
+        match self.file.read_exact_at(&mut header, 0) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                return Err(SegmentError::NotASegment { path: path() });
+            }
+            Err(error) => return Err(SegmentError::io("read", &self.path, error)),
+        }
+        check_header(&header).map_err(|bad| match bad {
+            BadHeader::Foreign => SegmentError::NotASegment { path: path() },
+            BadHeader::Version(found) => SegmentError::Version {
+                path: path(),
+                found,
+            },
+        })
+    }
+
+    /// Was anything at or after `offset` ever synced? Then a mark stands behind it.
+    pub(super) fn was_synced_after(&self, offset: u64) -> Result<bool, SegmentError> {
+        let mut at = offset;
+        loop {
+            let bytes = self.read_at(at, READ_BYTES)?;
+            if has_mark(&bytes, at) {
+                return Ok(true);
+            }
+            if bytes.len() < READ_BYTES {
+                return Ok(false);
+            }
+            // A mark may lie across the border.
+            at += (READ_BYTES - HEAD_BYTES + 1) as u64;
+        }
+    }
+
+    fn read_at(&self, offset: u64, want: usize) -> Result<Vec<u8>, SegmentError> {
+        debug_assert!(
+            want <= RECORD_BYTES_MAX + HEAD_BYTES,
+            "bounded by the format"
+        );
+        let mut bytes = vec![0; want];
+        let mut got = 0;
+        while got < want {
+            match self.file.read_at(&mut bytes[got..], offset + got as u64) {
+                Ok(0) => break,
+                Ok(n) => got += n,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(SegmentError::io("read", &self.path, error)),
+            }
+        }
+        bytes.truncate(got);
+        Ok(bytes)
+    }
+}
+
+/// Iterates over records; ends at the end of the file or after an error.
+#[derive(Debug)]
+pub struct Records<'a> {
+    reader: &'a SegmentReader,
+    next: u64,
+    page: VecDeque<Record>,
+    over: bool,
+}
+
+impl Records<'_> {
+    /// Where a later iteration goes on, once this one has ended.
+    #[must_use]
+    pub fn next_offset(&self) -> u64 {
+        self.page.front().map_or(self.next, |record| record.offset)
+    }
+}
+
+impl Iterator for Records<'_> {
+    type Item = Result<Record, SegmentError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        while self.page.is_empty() && !self.over {
+            match self.reader.read_page(self.next, READ_BYTES) {
+                Ok(page) => {
+                    // A page of nothing but marks moves on too.
+                    self.over = page.next_offset <= self.next.max(SEGMENT_START);
+                    self.next = page.next_offset;
+                    self.page = page.records.into();
+                }
+                Err(error) => {
+                    self.over = true;
+                    return Some(Err(error));
+                }
+            }
+        }
+        self.page.pop_front().map(Ok)
+    }
+}
