@@ -1,0 +1,207 @@
+//! What a client can ask: one method for each request of the conversation.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use volley_protocol::adapter::AdapterEntry;
+use volley_protocol::client::{ReplyBody, RequestBody};
+use volley_protocol::job::Extent;
+use volley_protocol::limits::POLL_WAIT_MS_MAX;
+use volley_protocol::run::{RunState, RunSummary, StepReport};
+use volley_protocol::snapshot::{ClusterSnapshot, JobSummary};
+use volley_protocol::{ErrorCode, Fault, JobId, JobSpec, RunId};
+
+use crate::client::Client;
+use crate::driver::Answer;
+use crate::faults;
+use crate::fetch;
+use crate::results::ResultStream;
+
+/// What became of a submit or a put.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Submitted {
+    /// Which job.
+    pub job: JobId,
+    /// It was known already: nothing was added.
+    pub existed: bool,
+}
+
+/// Steps of a run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Progress {
+    /// Reports, oldest first.
+    pub reports: Vec<StepReport>,
+    /// Where the run stands.
+    pub state: RunState,
+}
+
+/// Versions of a run and who has them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Adapters {
+    /// Versions, oldest first.
+    pub entries: Vec<AdapterEntry>,
+    /// The learner that has their bytes, when it is connected.
+    pub source: Option<SocketAddr>,
+}
+
+impl Client {
+    /// Makes a job durable. Repeating it under the same id changes nothing.
+    ///
+    /// # Errors
+    /// The coordinator's refusal, or `COORDINATOR_UNREACHABLE`.
+    pub async fn submit(&self, spec: JobSpec) -> Result<Submitted, Fault> {
+        spec.validate()?;
+        accepted(self.ask(RequestBody::Submit(spec)).await?)
+    }
+
+    /// Adds to an open queue. Repeating it with the same `extent.put` adds nothing.
+    ///
+    /// # Errors
+    /// As [`Client::submit`].
+    pub async fn put(&self, job: JobId, extent: Extent) -> Result<Submitted, Fault> {
+        accepted(self.ask(RequestBody::Put { job, extent }).await?)
+    }
+
+    /// All jobs.
+    ///
+    /// # Errors
+    /// `COORDINATOR_UNREACHABLE`.
+    pub async fn jobs(&self) -> Result<Vec<JobSummary>, Fault> {
+        match self.ask(RequestBody::JobList).await? {
+            ReplyBody::Jobs(jobs) => Ok(jobs),
+            _ => Err(faults::unexpected("list of jobs")),
+        }
+    }
+
+    /// One job.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`, or `COORDINATOR_UNREACHABLE`.
+    pub async fn job(&self, job: JobId) -> Result<JobSummary, Fault> {
+        let ReplyBody::Jobs(jobs) = self.ask(RequestBody::JobShow(job)).await? else {
+            return Err(faults::unexpected("job"));
+        };
+        let found = jobs.into_iter().find(|summary| summary.job == job);
+        found.ok_or_else(|| Fault::new(ErrorCode::NotFound, format!("there is no job {job}")))
+    }
+
+    /// Closes what is open of a job as failed.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`, or `COORDINATOR_UNREACHABLE`.
+    pub async fn cancel(&self, job: JobId) -> Result<(), Fault> {
+        self.done(RequestBody::JobCancel(job)).await
+    }
+
+    /// Results of a job from its beginning, in the order in which they were settled.
+    #[must_use]
+    pub fn results(&self, job: JobId) -> ResultStream {
+        ResultStream::new(self.clone(), job, POLL_WAIT_MS_MAX)
+    }
+
+    /// Results of a job that are there now: the stream ends where it would have to wait.
+    #[must_use]
+    pub fn results_so_far(&self, job: JobId) -> ResultStream {
+        ResultStream::new(self.clone(), job, 0)
+    }
+
+    /// The cluster at this moment.
+    ///
+    /// # Errors
+    /// `COORDINATOR_UNREACHABLE`.
+    pub async fn snapshot(&self) -> Result<ClusterSnapshot, Fault> {
+        match self.ask(RequestBody::Snapshot).await? {
+            ReplyBody::Snapshot(snapshot) => Ok(*snapshot),
+            _ => Err(faults::unexpected("snapshot")),
+        }
+    }
+
+    /// All runs.
+    ///
+    /// # Errors
+    /// `COORDINATOR_UNREACHABLE`.
+    pub async fn runs(&self) -> Result<Vec<RunSummary>, Fault> {
+        match self.ask(RequestBody::RunList).await? {
+            ReplyBody::Runs(runs) => Ok(runs),
+            _ => Err(faults::unexpected("list of runs")),
+        }
+    }
+
+    /// Steps of a run after `after_step`; waits up to `wait` while there is none and it trains.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`, or `COORDINATOR_UNREACHABLE`.
+    pub async fn run_progress(
+        &self,
+        run: RunId,
+        after_step: u64,
+        wait: Duration,
+    ) -> Result<Progress, Fault> {
+        let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+        let body = RequestBody::RunProgress {
+            run,
+            after_step,
+            wait_ms: wait_ms.min(POLL_WAIT_MS_MAX),
+        };
+        match self.ask(body).await? {
+            ReplyBody::Progress { reports, state } => Ok(Progress { reports, state }),
+            _ => Err(faults::unexpected("progress of a run")),
+        }
+    }
+
+    /// Versions of a run.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`, or `COORDINATOR_UNREACHABLE`.
+    pub async fn adapters(&self, run: RunId) -> Result<Adapters, Fault> {
+        match self.ask(RequestBody::AdapterList(run)).await? {
+            ReplyBody::Adapters { entries, source } => Ok(Adapters { entries, source }),
+            _ => Err(faults::unexpected("list of adapters")),
+        }
+    }
+
+    /// The bytes of a version, from the learner at `source`; checked against its digest.
+    ///
+    /// # Errors
+    /// `ADAPTER_UNAVAILABLE` when the learner has it no more or what came is something else.
+    pub async fn adapter_bytes(
+        &self,
+        entry: &AdapterEntry,
+        source: SocketAddr,
+    ) -> Result<Vec<u8>, Fault> {
+        fetch::adapter(&self.endpoint, &self.hello, entry, source).await
+    }
+
+    /// Forgets a version and deletes its bytes.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`, `ADAPTER_PINNED`, or `COORDINATOR_UNREACHABLE`.
+    pub async fn adapter_delete(&self, run: RunId, step: u64) -> Result<(), Fault> {
+        self.done(RequestBody::AdapterDelete { run, step }).await
+    }
+
+    async fn ask(&self, body: RequestBody) -> Answer {
+        let wait_ms = match &body {
+            RequestBody::RunProgress { wait_ms, .. } | RequestBody::Results { wait_ms, .. } => {
+                *wait_ms
+            }
+            _ => 0,
+        };
+        let mut answered = self.begin(body).await;
+        self.finish(&mut answered, wait_ms).await
+    }
+
+    async fn done(&self, body: RequestBody) -> Result<(), Fault> {
+        match self.ask(body).await? {
+            ReplyBody::Done => Ok(()),
+            _ => Err(faults::unexpected("confirmation")),
+        }
+    }
+}
+
+fn accepted(reply: ReplyBody) -> Result<Submitted, Fault> {
+    match reply {
+        ReplyBody::Accepted { job, existed } => Ok(Submitted { job, existed }),
+        _ => Err(faults::unexpected("receipt of a job")),
+    }
+}
