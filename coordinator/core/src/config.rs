@@ -103,6 +103,9 @@ pub const VERSIONS_MAX: usize = 100_000;
 /// Jobs in one answer: with their texts cut, this stays below a control frame.
 pub const JOBS_PER_REPLY_MAX: usize = 1_000;
 
+/// Versions in one answer (`ReplyBody::Adapters`).
+pub const VERSIONS_PER_REPLY_MAX: usize = 5_000;
+
 /// Leases given to one job before the next one has its turn.
 pub const DISPATCH_QUANTUM: usize = 64;
 

@@ -1,0 +1,86 @@
+//! What follows when an attempt ends without a result.
+
+use volley_protocol::learner::{ToLearner, Verdict};
+use volley_protocol::{AttemptId, Fault, RolloutId, SinkRef};
+
+use crate::coordinator::Coordinator;
+use crate::effect::Effect;
+use crate::queue::Place;
+use crate::retry::{self, Ending, Next, Tally};
+
+/// Longest text of a failure that summaries show.
+const SUMMARY_TEXT_MAX: usize = 200;
+
+impl Coordinator {
+    /// The lease of this attempt is gone; its rollout waits, or is given up.
+    pub(crate) fn attempt_ended(
+        &mut self,
+        attempt: AttemptId,
+        ending: Ending,
+        out: &mut Vec<Effect>,
+    ) {
+        let RolloutId { job: id, index } = attempt.rollout;
+        let Some(job) = self.jobs.get_mut(id) else {
+            return;
+        };
+        let Some(open) = job.open.get_mut(&index) else {
+            return;
+        };
+        let held = matches!(&open.place, Place::Leased { attempt: held, .. } if *held == attempt);
+        debug_assert!(held, "only the leased attempt ends");
+        if !held {
+            return;
+        }
+        match &ending {
+            Ending::Lost => open.losses += 1,
+            Ending::Returned { .. } => open.returns += 1,
+            Ending::Failed { fault, .. } => {
+                open.failures += 1;
+                if attempt.epoch == self.epoch {
+                    open.dead_upto = open.dead_upto.max(attempt.number);
+                }
+                job.last_failure = Some((fault.code, summary(&fault.message)));
+            }
+        }
+        let tally = Tally {
+            losses: open.losses,
+            failures: open.failures,
+            returns: open.returns,
+        };
+        match retry::next(&job.spec.retry, attempt, tally, &ending) {
+            Next::Again { wait_ms: 0 } => job.move_to(index, Place::Ready),
+            Next::Again { wait_ms } => {
+                let until = self.now.after(wait_ms);
+                job.move_to(index, Place::Backoff { until });
+                self.jobs.wait(until, attempt.rollout);
+            }
+            Next::GiveUp(fault) => self.give_up(attempt.rollout, fault, out),
+        }
+        self.refresh(id);
+    }
+
+    /// No further attempt. The relay records it at once; a learner is told until it has settled it.
+    fn give_up(&mut self, rollout: RolloutId, fault: Fault, out: &mut Vec<Effect>) {
+        let Some(job) = self.jobs.get_mut(rollout.job) else {
+            return;
+        };
+        job.last_failure = Some((fault.code, summary(&fault.message)));
+        match job.spec.sink {
+            SinkRef::Relay => {
+                // Ended as a lease ends, so that settling finds nothing to revoke.
+                job.move_to(rollout.index, Place::Ready);
+                out.push(Effect::RelayFailed { rollout, fault });
+                self.settle(&[(rollout, Verdict::Failed)], out);
+            }
+            SinkRef::Learner(run) => {
+                job.move_to(rollout.index, Place::Failing(Box::new(fault.clone())));
+                self.say_learner(run, ToLearner::RolloutFailed { rollout, fault }, false, out);
+            }
+        }
+    }
+}
+
+/// A text short enough for a list.
+fn summary(text: &str) -> String {
+    text.chars().take(SUMMARY_TEXT_MAX).collect()
+}

@@ -1,0 +1,388 @@
+//! What learners say: runs, versions, admission, verdicts.
+
+use std::collections::BTreeSet;
+
+use volley_protocol::adapter::AdapterEntry;
+use volley_protocol::job::{JobKind, JobState};
+use volley_protocol::learner::{FromLearner, ReceiptEntry, ToLearner};
+use volley_protocol::run::{RunInfo, RunState};
+use volley_protocol::worker::ToWorker;
+use volley_protocol::{AdapterVersion, Digest, ErrorCode, Fault, JobId, JobSpec, RunId, SinkRef};
+
+use crate::config::{RUNS_MAX, VERSIONS_MAX};
+use crate::coordinator::{Coordinator, close, persist, reply};
+use crate::effect::Effect;
+use crate::input::SessionId;
+use crate::record::Record;
+use crate::runs::{Learner, LearnerSession, Run};
+use crate::sinks::SETTLE_IN_MS;
+
+impl Coordinator {
+    pub(crate) fn learner_up(&mut self, session: SessionId, pid: u32) {
+        let before = self
+            .runs
+            .sessions
+            .insert(session, LearnerSession { pid, run: None });
+        debug_assert!(before.is_none(), "session ids are never used twice");
+    }
+
+    pub(crate) fn learner_down(&mut self, session: SessionId) {
+        let Some(run_id) = self.runs.sessions.remove(&session).and_then(|s| s.run) else {
+            return;
+        };
+        let Some(run) = self.runs.map.get_mut(&run_id) else {
+            return;
+        };
+        if run.learner.as_ref().map(|learner| learner.session) != Some(session) {
+            return; // A newer session has replaced it.
+        }
+        run.learner = None;
+        run.lost_at = Some(self.now);
+        let name = run.info.name.clone();
+        self.refresh_jobs_of(run_id);
+        self.notice(format!("the learner of {name} is gone"));
+    }
+
+    pub(crate) fn learner_said(
+        &mut self,
+        session: SessionId,
+        message: FromLearner,
+        out: &mut Vec<Effect>,
+    ) {
+        if let FromLearner::Register {
+            info,
+            sink,
+            versions,
+            state,
+        } = message
+        {
+            let learner = Learner {
+                session,
+                pid: self
+                    .runs
+                    .sessions
+                    .get(&session)
+                    .map_or(0, |session| session.pid),
+                sink,
+                since: self.now,
+                reconciled: BTreeSet::new(),
+                settled_in: false,
+            };
+            self.register_learner(learner, info, &versions, state, out);
+            return;
+        }
+        let Some(run) = self.runs.of_session(session) else {
+            if self.runs.sessions.contains_key(&session) {
+                out.push(close(
+                    session,
+                    ErrorCode::InvalidRequest,
+                    "Register is the first message",
+                ));
+            }
+            return;
+        };
+        match message {
+            FromLearner::Register { .. } => {}
+            FromLearner::Submit(spec) => self.learner_submits(session, run, spec, out),
+            FromLearner::Reconcile {
+                job,
+                accepted,
+                failed,
+            } => {
+                if self.is_sink_of(run, job) {
+                    let (accepted, failed) =
+                        (accepted.into_iter().collect(), failed.into_iter().collect());
+                    self.mark_reconciled(run, job);
+                    self.reconcile(job, &accepted, &failed, out);
+                    let settled = accepted.ranges().chain(failed.ranges()).collect();
+                    self.repeat_failures(run, job, &settled, out);
+                    self.refresh(job);
+                }
+            }
+            FromLearner::Admit { job, upto } => self.admit(run, job, upto, out),
+            FromLearner::Receipt { seq, entries } => self.receipt(run, seq, &entries, out),
+            FromLearner::Published(entry) => self.published(session, run, entry, out),
+            FromLearner::Progress(report) => {
+                if let Some(run) = self.runs.map.get_mut(&run) {
+                    run.report(report);
+                }
+                self.answer_polls(out);
+            }
+            FromLearner::State(state) => self.run_state(run, state, out),
+            FromLearner::Collected(digests) => self.registry.collected(run, &digests),
+        }
+    }
+
+    fn register_learner(
+        &mut self,
+        learner: Learner,
+        info: RunInfo,
+        versions: &[AdapterEntry],
+        state: RunState,
+        out: &mut Vec<Effect>,
+    ) {
+        let (id, session) = (info.run, learner.session);
+        if let Err(fault) = self.may_register(session, id, versions) {
+            out.push(Effect::CloseSession { session, fault });
+            return;
+        }
+        let new = match self.registry.listed(id, versions) {
+            Ok(new) => new,
+            Err(fault) => {
+                self.notice(format!("a learner was refused: {fault}"));
+                out.push(Effect::CloseSession { session, fault });
+                return;
+            }
+        };
+        if self.runs.map.get(&id).map(|run| &run.info) != Some(&info) {
+            persist(Record::RunRegistered(info.clone()), out);
+        }
+        new.into_iter()
+            .for_each(|entry| persist(Record::Published(entry), out));
+        if let Some(known) = self.runs.sessions.get_mut(&session) {
+            known.run = Some(id);
+        }
+        let run = self
+            .runs
+            .map
+            .entry(id)
+            .or_insert_with(|| Run::new(info.clone()));
+        run.info = info;
+        run.lost_at = None;
+        let old = run.learner.replace(learner);
+        let name = run.info.name.clone();
+        if let Some(old) = old.filter(|old| old.session != session) {
+            self.runs.sessions.remove(&old.session);
+            let why = "a newer session of the run's learner is open";
+            out.push(close(old.session, ErrorCode::PeerLost, why));
+        }
+        self.run_state(id, state, out);
+        let listed: BTreeSet<AdapterVersion> = versions.iter().map(|entry| entry.version).collect();
+        self.collect_garbage(id, Some(&listed), out);
+        let digests = self.registry.to_collect(id);
+        if !digests.is_empty() {
+            self.say_learner(id, ToLearner::Collect(digests), true, out);
+        }
+        self.refresh_jobs_of(id);
+        self.notice(format!("the learner of {name} is here"));
+    }
+
+    fn may_register(
+        &self,
+        session: SessionId,
+        run: RunId,
+        versions: &[AdapterEntry],
+    ) -> Result<(), Fault> {
+        let refuse = |why: &str| Err(Fault::new(ErrorCode::InvalidRequest, why));
+        match self.runs.sessions.get(&session).map(|session| session.run) {
+            None => return refuse("the session is closed"),
+            Some(Some(other)) if other != run => return refuse("a session has one run"),
+            Some(_) => {}
+        }
+        if versions.iter().any(|entry| entry.version.run != run) {
+            return refuse("a version of another run is listed");
+        }
+        if versions.len() > VERSIONS_MAX {
+            return refuse("too many versions are listed");
+        }
+        if self.runs.map.len() >= RUNS_MAX && !self.runs.map.contains_key(&run) {
+            return refuse("too many runs are known");
+        }
+        Ok(())
+    }
+
+    fn learner_submits(
+        &mut self,
+        session: SessionId,
+        run: RunId,
+        spec: JobSpec,
+        out: &mut Vec<Effect>,
+    ) {
+        let job = spec.job;
+        let result = if spec.sink == SinkRef::Learner(run) {
+            self.accept_job(spec, out).map(|_| ())
+        } else {
+            let why = "a learner submits jobs that it is the sink of";
+            Err(Fault::new(ErrorCode::Forbidden, why))
+        };
+        let cancelled = self
+            .jobs
+            .get(job)
+            .is_some_and(|job| job.state == JobState::Cancelled);
+        let refused = match result {
+            Ok(()) if cancelled => Some(crate::sinks::cancelled()),
+            Ok(()) => None,
+            Err(fault) => Some(fault),
+        };
+        out.push(Effect::ToLearner {
+            session,
+            message: ToLearner::Submitted { job, refused },
+            after_commit: true,
+        });
+    }
+
+    fn is_sink_of(&self, run: RunId, job: JobId) -> bool {
+        self.jobs
+            .get(job)
+            .is_some_and(|job| job.spec.sink == SinkRef::Learner(run))
+    }
+
+    fn mark_reconciled(&mut self, run: RunId, job: JobId) {
+        let run = self.runs.map.get_mut(&run);
+        if let Some(learner) = run.and_then(|run| run.learner.as_mut()) {
+            learner.reconciled.insert(job);
+        }
+    }
+
+    fn admit(&mut self, run: RunId, id: JobId, upto: u64, out: &mut Vec<Effect>) {
+        if !self.is_sink_of(run, id) {
+            return;
+        }
+        self.mark_reconciled(run, id);
+        let rose = self.jobs.get_mut(id).is_some_and(|job| job.admit(upto));
+        if rose {
+            persist(Record::Admitted { job: id, upto }, out);
+        }
+        self.refresh(id);
+    }
+
+    fn receipt(&mut self, run: RunId, seq: u64, entries: &[ReceiptEntry], out: &mut Vec<Effect>) {
+        let own = entries
+            .iter()
+            .filter(|entry| self.is_sink_of(run, entry.rollout.job));
+        let own: Vec<_> = own.map(|entry| (entry.rollout, entry.verdict)).collect();
+        self.settle(&own, out);
+        self.say_learner(run, ToLearner::ReceiptAck { upto: seq }, true, out);
+    }
+
+    fn published(
+        &mut self,
+        session: SessionId,
+        run: RunId,
+        entry: AdapterEntry,
+        out: &mut Vec<Effect>,
+    ) {
+        let result = if entry.version.run == run {
+            self.registry.publish(entry)
+        } else {
+            Err(Fault::new(
+                ErrorCode::Forbidden,
+                "the version is another run's",
+            ))
+        };
+        match result {
+            Ok(false) => {}
+            Ok(true) => {
+                persist(Record::Published(entry), out);
+                self.announce(run, entry.version, out);
+                self.refresh_jobs_of(run);
+                self.collect_garbage(run, None, out);
+            }
+            Err(fault) => {
+                self.notice(format!("a version was refused: {fault}"));
+                out.push(Effect::CloseSession { session, fault });
+            }
+        }
+    }
+
+    fn announce(&self, run: RunId, version: AdapterVersion, out: &mut Vec<Effect>) {
+        let Some(source) = self.runs.learner(run).map(|learner| learner.sink) else {
+            return;
+        };
+        let base = self.runs.map.get(&run).map(|run| run.info.base);
+        let message = ToWorker::Announce { version, source };
+        self.say_workers(&message, |worker| Some(worker.base) == base, out);
+    }
+
+    fn run_state(&mut self, id: RunId, state: RunState, out: &mut Vec<Effect>) {
+        let Some(run) = self.runs.map.get_mut(&id) else {
+            return;
+        };
+        if run.state != state {
+            run.state = state.clone();
+            persist(
+                Record::RunState {
+                    run: id,
+                    state: state.clone(),
+                },
+                out,
+            );
+        }
+        if state == RunState::Finished {
+            // The last step is made: what was leased ahead of it is wanted by nobody.
+            let open = self.jobs.iter().filter(|(_, job)| {
+                let trains = job.spec.kind == JobKind::Train && job.state == JobState::Open;
+                trains && job.spec.sink == SinkRef::Learner(id)
+            });
+            let open: Vec<JobId> = open.map(|(job, _)| *job).collect();
+            open.into_iter()
+                .for_each(|job| self.close_open_rollouts(job, JobState::Done, out));
+        }
+        self.answer_polls(out);
+    }
+
+    /// Forgets versions that nobody needs, and has their bytes deleted everywhere.
+    pub(crate) fn collect_garbage(
+        &mut self,
+        run: RunId,
+        listed: Option<&BTreeSet<AdapterVersion>>,
+        out: &mut Vec<Effect>,
+    ) {
+        let Some(retain) = self.runs.map.get(&run).map(|run| run.info.retain_versions) else {
+            return;
+        };
+        let goes = self.registry.collectable(run, retain, listed);
+        self.forget_versions(run, &goes, out);
+    }
+
+    /// Versions go: recorded first, so that no later life pins what was deleted.
+    pub(crate) fn forget_versions(
+        &mut self,
+        run: RunId,
+        goes: &[AdapterVersion],
+        out: &mut Vec<Effect>,
+    ) {
+        let mut digests: Vec<Digest> = Vec::new();
+        for version in goes {
+            persist(Record::AdapterForgotten { version: *version }, out);
+            if self.registry.forget(*version) {
+                digests.push(version.digest);
+            }
+        }
+        if digests.is_empty() {
+            return;
+        }
+        self.say_learner(run, ToLearner::Collect(digests.clone()), true, out);
+        let has_one = |live: &BTreeSet<Digest>| digests.iter().any(|digest| live.contains(digest));
+        let message = ToWorker::Retire(digests.clone());
+        self.say_workers(&message, |worker| has_one(&worker.live), out);
+        for (_, worker) in self.roster.iter_mut() {
+            worker.live.retain(|digest| !digests.contains(digest));
+        }
+    }
+
+    /// Learners that had time to say what they settled.
+    pub(crate) fn settle_learners_in(&mut self) {
+        let now = self.now;
+        let mut settled = Vec::new();
+        for (id, run) in &mut self.runs.map {
+            if let Some(learner) = &mut run.learner
+                && !learner.settled_in
+                && now.since(learner.since) >= SETTLE_IN_MS
+            {
+                learner.settled_in = true;
+                settled.push(*id);
+            }
+        }
+        settled
+            .into_iter()
+            .for_each(|run| self.refresh_jobs_of(run));
+    }
+
+    /// Answers polls that have news, or no time left.
+    pub(crate) fn answer_polls(&mut self, out: &mut Vec<Effect>) {
+        for (poll, body) in self.runs.answerable(self.now) {
+            out.push(reply(poll.session, poll.id, body, false));
+        }
+    }
+}

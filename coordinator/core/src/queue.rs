@@ -1,0 +1,494 @@
+//! One job: where each of its rollouts is.
+//!
+//! ```text
+//!           take                    settle (sink)
+//!  fresh ─────────► Leased ───────────────────────► closed: accepted | failed
+//!                    │  ▲                              ▲
+//!        lost/failed ▼  │ take                         │ settle
+//!              Backoff ─► Ready                        │
+//!                    │ budget used up                  │
+//!                    └──────────────► Failing ─────────┘
+//! ```
+//!
+//! Fresh rollouts are a cursor, closed ones range sets, so a job of a billion costs nothing. Only
+//! what is under way has an entry in `open`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use volley_protocol::job::{Extent, JobState};
+use volley_protocol::learner::Verdict;
+use volley_protocol::{
+    AdapterVersion, AttemptId, ErrorCode, Fault, GroupIndex, JobSpec, RangeSet, SinkRef, WorkerId,
+};
+
+use crate::extents::Extents;
+use crate::input::Millis;
+use crate::ranges::{self, Ranges};
+
+/// Where an open rollout is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// At a worker.
+    Leased {
+        worker: WorkerId,
+        attempt: AttemptId,
+    },
+    /// Waiting before it is tried again.
+    Backoff { until: Millis },
+    /// May be leased again.
+    Ready,
+    /// Given up; the learner was told and has not settled it yet.
+    Failing(Box<Fault>),
+}
+
+/// A rollout that is under way.
+#[derive(Clone, Debug)]
+pub(crate) struct Open {
+    pub(crate) place: Place,
+    /// Attempts given in this epoch.
+    pub(crate) attempts: u32,
+    /// Workers lost with it.
+    pub(crate) losses: u32,
+    /// Failures of the environment or the episode.
+    pub(crate) failures: u32,
+    /// Attempts that ended without anybody's fault.
+    pub(crate) returns: u32,
+    /// Attempts of this epoch up to this number ended for good and are never taken back.
+    pub(crate) dead_upto: u32,
+}
+
+/// What settling a rollout changed.
+#[derive(Debug)]
+pub(crate) enum Settled {
+    /// Nothing: it was settled that way, or accepted, before.
+    Known,
+    /// It had been recorded as failed; the sink says accepted.
+    Corrected,
+    /// It is closed now; what was open of it.
+    First(Option<Open>),
+}
+
+/// Why nothing of a job can be leased, although something is queued.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Blocked {
+    /// It is finished.
+    Closed,
+    /// The process has just started: workers may come back with what they hold.
+    Restoring,
+    /// The learner that is its sink is not connected, or has not told what it settled.
+    SinkAway,
+    /// The learner that has its adapter is not connected.
+    PolicyAway,
+    /// Its run has no version yet.
+    NoVersion,
+}
+
+/// One job and its rollouts.
+#[derive(Clone, Debug)]
+pub(crate) struct Job {
+    pub(crate) spec: JobSpec,
+    pub(crate) state: JobState,
+    pub(crate) at: Millis,
+    pub(crate) extents: Extents,
+    /// Rollouts that were durable when this life began.
+    pub(crate) known: u64,
+    /// The relay has told what its segments hold (true for new jobs).
+    pub(crate) relay_ready: bool,
+    pub(crate) gate: Result<(), Blocked>,
+    /// Share of this job in the sum over all jobs; kept by `Jobs::refresh`.
+    pub(crate) dispatchable_shown: u64,
+    pub(crate) pins: BTreeMap<GroupIndex, AdapterVersion>,
+    pub(crate) retries: u64,
+    pub(crate) last_failure: Option<(ErrorCode, String)>,
+    pub(crate) accepted: RangeSet,
+    pub(crate) failed: RangeSet,
+    pub(crate) open: BTreeMap<u64, Open>,
+    pub(crate) ready: BTreeSet<u64>,
+    admitted: u64,
+    cursor: u64,
+    fresh_allowed: u64,
+    leased: u64,
+    failing: u64,
+    accepted_count: u64,
+    failed_count: u64,
+}
+
+impl Job {
+    pub(crate) fn new(spec: JobSpec, at: Millis) -> Self {
+        let extents = Extents::new(&spec);
+        let mut job = Self {
+            extents,
+            spec,
+            state: JobState::Open,
+            at,
+            known: 0,
+            relay_ready: true,
+            gate: Err(Blocked::Restoring),
+            dispatchable_shown: 0,
+            pins: BTreeMap::new(),
+            retries: 0,
+            last_failure: None,
+            accepted: RangeSet::new(),
+            failed: RangeSet::new(),
+            open: BTreeMap::new(),
+            ready: BTreeSet::new(),
+            admitted: 0,
+            cursor: 0,
+            fresh_allowed: 0,
+            leased: 0,
+            failing: 0,
+            accepted_count: 0,
+            failed_count: 0,
+        };
+        job.recount();
+        job
+    }
+
+    pub(crate) const fn total(&self) -> u64 {
+        self.extents.total()
+    }
+
+    pub(crate) const fn admitted(&self) -> u64 {
+        self.admitted
+    }
+
+    pub(crate) const fn leased(&self) -> u64 {
+        self.leased
+    }
+
+    pub(crate) const fn failing(&self) -> u64 {
+        self.failing
+    }
+
+    pub(crate) const fn accepted_count(&self) -> u64 {
+        self.accepted_count
+    }
+
+    pub(crate) const fn failed_count(&self) -> u64 {
+        self.failed_count
+    }
+
+    pub(crate) const fn closed_count(&self) -> u64 {
+        self.accepted_count + self.failed_count
+    }
+
+    /// Waiting, whether allowed to be leased or not.
+    pub(crate) const fn queued(&self) -> u64 {
+        self.total() - self.closed_count() - self.leased - self.failing
+    }
+
+    /// First fresh index that may not be leased.
+    pub(crate) fn limit(&self) -> u64 {
+        match self.spec.sink {
+            SinkRef::Relay => self.total(),
+            SinkRef::Learner(_) => self.total().min(self.admitted),
+        }
+    }
+
+    /// What could be leased now if the job's gate is open.
+    pub(crate) fn takeable(&self) -> u64 {
+        self.fresh_allowed + self.ready.len() as u64
+    }
+
+    pub(crate) fn is_closed(&self, index: u64) -> bool {
+        self.accepted.contains(index) || self.failed.contains(index)
+    }
+
+    /// Everything below this is closed.
+    pub(crate) fn closed_watermark(&self) -> u64 {
+        let mut at = 0;
+        loop {
+            let gap = self.failed.first_gap(self.accepted.first_gap(at));
+            if gap == at {
+                return at;
+            }
+            at = gap;
+        }
+    }
+
+    /// Everything that exists is closed.
+    pub(crate) const fn is_exhausted(&self) -> bool {
+        self.closed_count() == self.total()
+    }
+
+    /// Adds an extent; tells its first index.
+    pub(crate) fn extend(&mut self, extent: Extent) -> u64 {
+        debug_assert_eq!(self.state, JobState::Open);
+        let start = self.extents.push(extent);
+        self.recount();
+        start
+    }
+
+    /// Replays an `Extended` record.
+    pub(crate) fn replay_extended(&mut self, start: u64, extent: Extent) {
+        self.extents.restore(start, extent);
+        self.recount();
+    }
+
+    /// Raises the admission limit; false when it did not rise.
+    pub(crate) fn admit(&mut self, upto: u64) -> bool {
+        if upto <= self.admitted {
+            return false;
+        }
+        self.admitted = upto;
+        self.recount();
+        true
+    }
+
+    /// Takes the next rollout that may be leased: retries first, they are older.
+    /// The caller puts it in its place at once ([`Self::lease`]).
+    pub(crate) fn take(&mut self) -> Option<u64> {
+        if let Some(index) = self.ready.first().copied() {
+            return Some(index);
+        }
+        if self.fresh_allowed == 0 {
+            return None;
+        }
+        let index = self.next_fresh(self.cursor);
+        debug_assert!(index < self.limit(), "fresh_allowed counts what is below");
+        self.cursor = index;
+        Some(index)
+    }
+
+    /// A taken or fresh rollout is at a worker now.
+    pub(crate) fn lease(&mut self, index: u64, worker: WorkerId, attempt: AttemptId) {
+        debug_assert!(!self.is_closed(index) && index < self.total());
+        let place = Place::Leased { worker, attempt };
+        if self.open.contains_key(&index) {
+            self.move_to(index, place);
+            return;
+        }
+        self.leave_fresh(index);
+        let open = Open {
+            place,
+            attempts: 0,
+            losses: 0,
+            failures: 0,
+            returns: 0,
+            dead_upto: 0,
+        };
+        self.open.insert(index, open);
+        self.leased += 1;
+    }
+
+    /// Moves an open rollout: the only place where transitions happen.
+    pub(crate) fn move_to(&mut self, index: u64, place: Place) {
+        let Some(open) = self.open.get_mut(&index) else {
+            debug_assert!(false, "only open rollouts move");
+            return;
+        };
+        let old = std::mem::replace(&mut open.place, place);
+        let new = &open.place;
+        debug_assert!(
+            !matches!((&old, new), (Place::Failing(_), _)),
+            "only the sink ends what is given up"
+        );
+        match old {
+            Place::Leased { .. } => self.leased -= 1,
+            Place::Ready => drop(self.ready.remove(&index)),
+            Place::Backoff { .. } => {}
+            Place::Failing(_) => self.failing -= 1,
+        }
+        match new {
+            Place::Leased { .. } => self.leased += 1,
+            Place::Ready => drop(self.ready.insert(index)),
+            Place::Backoff { .. } => {}
+            Place::Failing(_) => self.failing += 1,
+        }
+    }
+
+    /// The backoff that ends at `until` is over; false when it was overtaken by something.
+    pub(crate) fn wake(&mut self, index: u64, until: Millis) -> bool {
+        let waits =
+            self.open.get(&index).map(|open| &open.place) == Some(&Place::Backoff { until });
+        if waits {
+            self.move_to(index, Place::Ready);
+        }
+        waits
+    }
+
+    /// The sink has decided. The first decision stands, except that `Accepted` overrules what was
+    /// only recorded as failed.
+    pub(crate) fn settle(&mut self, index: u64, verdict: Verdict) -> Settled {
+        if index >= self.total() || self.accepted.contains(index) {
+            return Settled::Known;
+        }
+        if self.failed.contains(index) {
+            if verdict == Verdict::Failed {
+                return Settled::Known;
+            }
+            self.failed = ranges::without(&self.failed, index);
+            self.accepted.insert(index);
+            (self.failed_count, self.accepted_count) =
+                (self.failed_count - 1, self.accepted_count + 1);
+            return Settled::Corrected;
+        }
+        let open = self.close_open(index);
+        if open.is_none() {
+            self.leave_fresh(index);
+        }
+        let (set, count) = match verdict {
+            Verdict::Accepted => (&mut self.accepted, &mut self.accepted_count),
+            Verdict::Failed => (&mut self.failed, &mut self.failed_count),
+        };
+        let new = set.insert(index);
+        assert!(new, "a rollout closes once");
+        *count += 1;
+        Settled::First(open)
+    }
+
+    /// Replaces what is closed by what the sink says. Gives back the open rollouts that are closed
+    /// thereby, and the ranges that are open again.
+    pub(crate) fn reconcile(
+        &mut self,
+        accepted: &RangeSet,
+        failed: &RangeSet,
+    ) -> (Vec<Open>, Ranges) {
+        let end = self.total();
+        let nothing = RangeSet::new();
+        let accepted: RangeSet = ranges::difference(accepted, &nothing, end)
+            .into_iter()
+            .collect();
+        let failed: RangeSet = ranges::difference(failed, &accepted, end)
+            .into_iter()
+            .collect();
+        let both: RangeSet = accepted.ranges().chain(failed.ranges()).collect();
+        let mut reopened = ranges::difference(&self.accepted, &both, end);
+        reopened.extend(ranges::difference(&self.failed, &both, end));
+        let ended: Vec<u64> = self
+            .open
+            .keys()
+            .copied()
+            .filter(|i| both.contains(*i))
+            .collect();
+        let ended = ended
+            .into_iter()
+            .filter_map(|index| self.close_open(index))
+            .collect();
+        (self.accepted, self.failed) = (accepted, failed);
+        let lowest = reopened.iter().map(|(start, _)| *start).min();
+        self.cursor = self.cursor.min(lowest.unwrap_or(self.cursor));
+        self.recount();
+        (ended, reopened)
+    }
+
+    /// Closes everything that is open as failed; gives back what was under way.
+    pub(crate) fn cancel(&mut self) -> Vec<(u64, Open)> {
+        let under_way = std::mem::take(&mut self.open);
+        self.ready.clear();
+        (self.leased, self.failing) = (0, 0);
+        let everything = RangeSet::from_iter([(0, self.total())]);
+        let rest = ranges::difference(&everything, &self.accepted, self.total());
+        self.failed = rest.into_iter().collect();
+        self.cursor = self.total();
+        self.recount();
+        debug_assert!(self.is_exhausted());
+        under_way.into_iter().collect()
+    }
+
+    /// Replays a `Closed` record: what is named moves to where it is named.
+    pub(crate) fn replay_closed(&mut self, accepted: &[(u64, u64)], failed: &[(u64, u64)]) {
+        let named_accepted: RangeSet = accepted.iter().copied().collect();
+        let named_failed: RangeSet = failed.iter().copied().collect();
+        let cut = |set: &RangeSet, by: &RangeSet| ranges::difference(set, by, u64::MAX);
+        let kept_failed = cut(&self.failed, &named_accepted);
+        let kept_accepted = cut(&self.accepted, &named_failed);
+        self.accepted = kept_accepted
+            .into_iter()
+            .chain(accepted.iter().copied())
+            .collect();
+        self.failed = kept_failed
+            .into_iter()
+            .chain(failed.iter().copied())
+            .collect();
+        self.recount();
+        self.drop_closed_pins();
+    }
+
+    /// Replays a `Reopened` record.
+    pub(crate) fn replay_reopened(&mut self, ranges: &[(u64, u64)]) {
+        let open: RangeSet = ranges.iter().copied().collect();
+        self.accepted = ranges::difference(&self.accepted, &open, u64::MAX)
+            .into_iter()
+            .collect();
+        self.failed = ranges::difference(&self.failed, &open, u64::MAX)
+            .into_iter()
+            .collect();
+        self.recount();
+    }
+
+    /// Is every member of the group closed?
+    pub(crate) fn group_is_closed(&self, group: GroupIndex) -> bool {
+        let size = u64::from(self.spec.group_size);
+        let (start, end) = (group.0 * size, (group.0 + 1) * size);
+        self.accepted.count_in(start, end) + self.failed.count_in(start, end) == size
+    }
+
+    /// Groups whose last member is closed pin nothing.
+    pub(crate) fn drop_closed_pins(&mut self) {
+        let mut pins = std::mem::take(&mut self.pins);
+        pins.retain(|group, _| !self.group_is_closed(*group));
+        self.pins = pins;
+    }
+
+    /// Fresh rollouts below the limit, counted the slow way.
+    pub(crate) fn count_fresh(&self) -> u64 {
+        let limit = self.limit();
+        if self.cursor >= limit {
+            return 0;
+        }
+        let closed =
+            self.accepted.count_in(self.cursor, limit) + self.failed.count_in(self.cursor, limit);
+        let open = self.open.range(self.cursor..limit).count() as u64;
+        limit - self.cursor - closed - open
+    }
+
+    /// Fresh rollouts below the limit, as kept.
+    pub(crate) const fn fresh_allowed(&self) -> u64 {
+        self.fresh_allowed
+    }
+
+    /// Smallest index that may be fresh.
+    pub(crate) const fn cursor(&self) -> u64 {
+        self.cursor
+    }
+
+    fn close_open(&mut self, index: u64) -> Option<Open> {
+        let open = self.open.remove(&index)?;
+        match open.place {
+            Place::Leased { .. } => self.leased -= 1,
+            Place::Ready => drop(self.ready.remove(&index)),
+            Place::Backoff { .. } => {}
+            Place::Failing(_) => self.failing -= 1,
+        }
+        Some(open)
+    }
+
+    fn leave_fresh(&mut self, index: u64) {
+        if index >= self.cursor && index < self.limit() {
+            debug_assert!(self.fresh_allowed > 0);
+            self.fresh_allowed -= 1;
+        }
+        if index == self.cursor {
+            self.cursor += 1;
+        }
+    }
+
+    fn next_fresh(&self, from: u64) -> u64 {
+        let mut at = from;
+        loop {
+            let gap = self.failed.first_gap(self.accepted.first_gap(at));
+            if gap == at && !self.open.contains_key(&at) {
+                return at;
+            }
+            at = if gap == at { at + 1 } else { gap };
+        }
+    }
+
+    fn recount(&mut self) {
+        self.accepted_count = self.accepted.count();
+        self.failed_count = self.failed.count();
+        self.fresh_allowed = self.count_fresh();
+        debug_assert!(self.closed_count() <= self.total() || self.state != JobState::Open);
+    }
+}

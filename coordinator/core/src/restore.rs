@@ -1,0 +1,229 @@
+//! From records to state and back.
+
+use volley_protocol::job::JobState;
+use volley_protocol::{AdapterVersion, Epoch, GroupIndex, PolicyRef, SinkRef};
+
+use crate::config::CoordinatorConfig;
+use crate::coordinator::{Coordinator, persist};
+use crate::effect::Effect;
+use crate::input::Millis;
+use crate::queue::Job;
+use crate::ranges;
+use crate::record::Record;
+use crate::runs::Run;
+
+impl Coordinator {
+    /// A coordinator that remembers what was recorded. `epoch` is larger than every recorded one.
+    ///
+    /// Records come from this program's own store; one that contradicts the others (it names a
+    /// job that was forgotten, say) is passed over.
+    #[must_use]
+    pub fn restore(
+        config: CoordinatorConfig,
+        epoch: Epoch,
+        records: impl IntoIterator<Item = Record>,
+    ) -> Self {
+        let mut coordinator = Self::new(config, epoch);
+        for record in records {
+            coordinator.replay(record);
+        }
+        coordinator.after_replay();
+        coordinator
+    }
+
+    fn replay(&mut self, record: Record) {
+        match record {
+            Record::Epoch(epoch) => debug_assert!(epoch <= self.epoch, "epochs rise"),
+            Record::JobAccepted { spec, at } => {
+                if self.jobs.get(spec.job).is_none() {
+                    self.jobs.insert(Job::new(spec, at));
+                }
+            }
+            Record::Extended { job, start, extent } => {
+                if let Some(job) = self.jobs.get_mut(job) {
+                    job.replay_extended(start, extent);
+                }
+            }
+            Record::Admitted { job, upto } => {
+                if let Some(job) = self.jobs.get_mut(job) {
+                    job.admit(upto);
+                }
+            }
+            Record::GroupPinned {
+                job,
+                group,
+                version,
+            } => self.replay_pin(job, group, version),
+            Record::Closed {
+                job,
+                accepted,
+                failed,
+            } => {
+                if let Some(job) = self.jobs.get_mut(job) {
+                    job.replay_closed(&accepted, &failed);
+                }
+            }
+            Record::Reopened { job, ranges } => {
+                if let Some(job) = self.jobs.get_mut(job) {
+                    job.replay_reopened(&ranges);
+                }
+            }
+            Record::JobClosed { job, state } => {
+                if let Some(job) = self.jobs.get_mut(job) {
+                    job.state = state;
+                }
+            }
+            Record::JobForgotten { job } => self.jobs.forget(job),
+            Record::RunRegistered(info) => {
+                let run = self
+                    .runs
+                    .map
+                    .entry(info.run)
+                    .or_insert_with(|| Run::new(info.clone()));
+                run.info = info;
+            }
+            Record::RunState { run, state } => {
+                if let Some(run) = self.runs.map.get_mut(&run) {
+                    run.state = state;
+                }
+            }
+            Record::Published(entry) => {
+                // Checked when it was recorded; a list may legally have gaps.
+                let run = entry.version.run;
+                self.registry.replay(run, entry);
+            }
+            Record::AdapterForgotten { version } => {
+                self.registry.forget_unchecked(version);
+            }
+        }
+    }
+
+    fn replay_pin(
+        &mut self,
+        job: volley_protocol::JobId,
+        group: GroupIndex,
+        version: AdapterVersion,
+    ) {
+        if let Some(job) = self.jobs.get_mut(job) {
+            job.pins.insert(group, version);
+        }
+    }
+
+    /// Pins of what is still open; times of what is not.
+    fn after_replay(&mut self) {
+        let mut pins = Vec::new();
+        let mut finished = Vec::new();
+        for (id, job) in self.jobs.iter_mut() {
+            if job.state != JobState::Open {
+                job.pins.clear();
+                finished.push(*id);
+                continue;
+            }
+            job.drop_closed_pins();
+            pins.extend(job.pins.values().copied());
+            if let PolicyRef::Version(version) = job.spec.policy {
+                pins.push(version);
+            }
+            job.known = job.total();
+            job.relay_ready = job.spec.sink != SinkRef::Relay;
+        }
+        for job in finished {
+            // Their time begins anew: the clock of an earlier life means nothing here.
+            self.jobs.finish(job, Millis(0));
+        }
+        pins.into_iter()
+            .for_each(|version| self.registry.pin(version));
+    }
+
+    /// First event of a life.
+    pub(crate) fn start(&mut self, out: &mut Vec<Effect>) {
+        assert!(self.started.is_none(), "a life starts once");
+        self.started = Some(self.now);
+        self.housekeep_at = self.now;
+        persist(Record::Epoch(self.epoch), out);
+        self.jobs.refinish(self.now);
+        let restored = self.jobs.iter().any(|(_, job)| job.state == JobState::Open);
+        if restored {
+            self.hold_until = Some(self.now.after(self.config.restore_grace_ms));
+        }
+        for (_, job) in self
+            .jobs
+            .iter()
+            .filter(|(_, job)| job.spec.sink == SinkRef::Relay)
+        {
+            out.push(Effect::RelayOpen {
+                spec: job.spec.clone(),
+                known: job.total(),
+            });
+        }
+        // A run that was training when the last life ended is missing its learner from now on.
+        for run in self.runs.map.values_mut() {
+            run.lost_at = Some(self.now);
+        }
+        let jobs: Vec<_> = self.jobs.iter().map(|(id, _)| *id).collect();
+        jobs.into_iter().for_each(|job| self.refresh(job));
+        // A crash between the last settlement and the end of its job.
+        let jobs: Vec<_> = self.jobs.iter().map(|(id, _)| *id).collect();
+        jobs.into_iter()
+            .for_each(|job| self.end_if_exhausted(job, out));
+    }
+
+    /// The shortest list of records that rebuilds this state.
+    #[must_use]
+    pub fn compacted(&self) -> Vec<Record> {
+        let mut records = vec![Record::Epoch(self.epoch)];
+        for (id, run) in &self.runs.map {
+            records.push(Record::RunRegistered(run.info.clone()));
+            records.push(Record::RunState {
+                run: *id,
+                state: run.state.clone(),
+            });
+        }
+        for (_, versions) in self.registry.iter() {
+            records.extend(versions.entries().map(|entry| Record::Published(*entry)));
+            let forgotten = versions.forgotten().iter();
+            records.extend(forgotten.map(|version| Record::AdapterForgotten { version: *version }));
+        }
+        for (_, job) in self.jobs.iter() {
+            compact_job(job, &mut records);
+        }
+        records
+    }
+}
+
+fn compact_job(job: &Job, records: &mut Vec<Record>) {
+    let id = job.spec.job;
+    records.push(Record::JobAccepted {
+        spec: job.spec.clone(),
+        at: job.at,
+    });
+    let extents = job.extents.puts();
+    records.extend(extents.map(|(start, extent)| Record::Extended {
+        job: id,
+        start,
+        extent,
+    }));
+    if job.admitted() > 0 {
+        let upto = job.admitted();
+        records.push(Record::Admitted { job: id, upto });
+    }
+    let pins = job.pins.iter();
+    records.extend(pins.map(|(group, version)| Record::GroupPinned {
+        job: id,
+        group: *group,
+        version: *version,
+    }));
+    if job.closed_count() > 0 {
+        records.push(Record::Closed {
+            job: id,
+            accepted: ranges::list(&job.accepted),
+            failed: ranges::list(&job.failed),
+        });
+    }
+    if job.state != JobState::Open {
+        records.push(Record::JobClosed {
+            job: id,
+            state: job.state,
+        });
+    }
+}

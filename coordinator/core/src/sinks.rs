@@ -1,0 +1,286 @@
+//! The sinks decide what is closed; this is where their word reaches the ledger.
+//!
+//! A learner's job is leased only after the learner has said, in its present session, what it has
+//! settled (`Reconcile`) or admitted (`Admit`) of it; a learner that says neither is believed to
+//! have settled nothing after [`SETTLE_IN_MS`].
+
+use std::collections::BTreeMap;
+
+use volley_protocol::job::{JobKind, JobState};
+use volley_protocol::learner::{ToLearner, Verdict};
+use volley_protocol::worker::ToWorker;
+use volley_protocol::{
+    ErrorCode, Fault, GroupIndex, JobId, PolicyRef, RangeSet, RolloutId, RunId, SinkRef,
+};
+
+use crate::coordinator::{Coordinator, persist};
+use crate::effect::Effect;
+use crate::queue::{Open, Place, Settled};
+use crate::ranges::{self, Ranges};
+use crate::record::Record;
+
+/// A learner says `Submit`, `Reconcile`, `Admit` in one breath; one second covers a slow disk.
+pub(crate) const SETTLE_IN_MS: u64 = 1_000;
+
+impl Coordinator {
+    /// The relay has synced the first results of these rollouts.
+    pub(crate) fn relay_settled(&mut self, entries: &[RolloutId], out: &mut Vec<Effect>) {
+        let of_relay = |rollout: &&RolloutId| {
+            let job = self.jobs.get(rollout.job);
+            job.is_some_and(|job| job.spec.sink == SinkRef::Relay)
+        };
+        let entries = entries.iter().filter(of_relay);
+        let entries: Vec<_> = entries
+            .map(|rollout| (*rollout, Verdict::Accepted))
+            .collect();
+        self.settle(&entries, out);
+    }
+
+    /// What the relay's segments of a restored job hold.
+    pub(crate) fn relay_restored(
+        &mut self,
+        id: JobId,
+        accepted: &RangeSet,
+        failed: &RangeSet,
+        out: &mut Vec<Effect>,
+    ) {
+        let Some(job) = self.jobs.get_mut(id) else {
+            return;
+        };
+        if job.spec.sink != SinkRef::Relay {
+            return;
+        }
+        job.relay_ready = true;
+        self.reconcile(id, accepted, failed, out);
+    }
+
+    /// Settles rollouts, whatever was known of them; one record for each job.
+    pub(crate) fn settle(&mut self, entries: &[(RolloutId, Verdict)], out: &mut Vec<Effect>) {
+        let mut jobs: BTreeMap<JobId, Vec<(u64, Verdict)>> = BTreeMap::new();
+        for (rollout, verdict) in entries {
+            jobs.entry(rollout.job)
+                .or_default()
+                .push((rollout.index, *verdict));
+        }
+        for (id, mut entries) in jobs {
+            entries.sort_unstable_by_key(|(index, _)| *index);
+            self.settle_job(id, &entries, out);
+        }
+    }
+
+    fn settle_job(&mut self, id: JobId, entries: &[(u64, Verdict)], out: &mut Vec<Effect>) {
+        let (mut accepted, mut failed) = (Vec::new(), Vec::new());
+        let mut changed = 0;
+        for (index, verdict) in entries {
+            let Some(job) = self.jobs.get_mut(id) else {
+                return; // Forgotten, or never committed: its sink keeps what it has.
+            };
+            match job.settle(*index, *verdict) {
+                Settled::Known => continue,
+                Settled::Corrected => {}
+                Settled::First(open) => {
+                    changed += 1;
+                    if let Some(open) = open {
+                        self.release(&open, *verdict, out);
+                    }
+                }
+            }
+            match verdict {
+                Verdict::Accepted => accepted.push(*index),
+                Verdict::Failed => failed.push(*index),
+            }
+        }
+        if accepted.is_empty() && failed.is_empty() {
+            return;
+        }
+        self.stats.settled.add(self.now, changed);
+        let groups = accepted.iter().chain(&failed).copied().collect::<Vec<_>>();
+        let (accepted, failed) = (ranges::melt(accepted), ranges::melt(failed));
+        persist(
+            Record::Closed {
+                job: id,
+                accepted,
+                failed,
+            },
+            out,
+        );
+        self.unpin_closed(id, &groups, out);
+        self.end_if_exhausted(id, out);
+        self.refresh(id);
+    }
+
+    /// What was under way is over: its lease goes, and its worker may stop where it cannot have
+    /// been the one that delivered.
+    fn release(&mut self, open: &Open, verdict: Verdict, out: &mut Vec<Effect>) {
+        let Place::Leased { worker, attempt } = open.place else {
+            return;
+        };
+        if let Some(times) = self.drop_lease(worker, attempt)
+            && verdict == Verdict::Accepted
+            && open.attempts <= 1
+        {
+            self.stats.served(self.now.since(times.since));
+        }
+        if open.attempts > 1 || verdict == Verdict::Failed {
+            self.say_worker(worker, ToWorker::Revoke(vec![attempt]), out);
+        }
+    }
+
+    /// Groups whose last member was closed pin nothing any more.
+    fn unpin_closed(&mut self, id: JobId, indices: &[u64], out: &mut Vec<Effect>) {
+        let Some(job) = self.jobs.get_mut(id) else {
+            return;
+        };
+        let PolicyRef::Latest(run) = job.spec.policy else {
+            return;
+        };
+        let mut last: Option<GroupIndex> = None;
+        let mut unpinned = false;
+        for index in indices {
+            let group = job.spec.group_of(*index);
+            if last.replace(group) == Some(group) || !job.group_is_closed(group) {
+                continue;
+            }
+            if let Some(version) = job.pins.remove(&group) {
+                self.registry.unpin(version);
+                unpinned = true;
+            }
+        }
+        if unpinned {
+            self.collect_garbage(run, None, out);
+        }
+    }
+
+    pub(crate) fn end_if_exhausted(&mut self, id: JobId, out: &mut Vec<Effect>) {
+        let ends = self.jobs.get(id).is_some_and(|job| {
+            job.state == JobState::Open && job.spec.kind != JobKind::Queue && job.is_exhausted()
+        });
+        if ends {
+            self.end_job(id, JobState::Done, out);
+        }
+    }
+
+    /// Replaces the ledger of a job by what its sink says.
+    pub(crate) fn reconcile(
+        &mut self,
+        id: JobId,
+        accepted: &RangeSet,
+        failed: &RangeSet,
+        out: &mut Vec<Effect>,
+    ) {
+        let Some(job) = self.jobs.get_mut(id) else {
+            return;
+        };
+        let before = (job.accepted.clone(), job.failed.clone());
+        if job.state != JobState::Open {
+            self.correct_finished(id, accepted, out);
+            return;
+        }
+        let (ended, reopened) = job.reconcile(accepted, failed);
+        let changed = before != (job.accepted.clone(), job.failed.clone());
+        let (accepted, failed) = (ranges::list(&job.accepted), ranges::list(&job.failed));
+        let pinned: Vec<u64> = {
+            let size = u64::from(job.spec.group_size);
+            job.pins.keys().map(|group| group.0 * size).collect()
+        };
+        if changed {
+            self.record_reconciled(id, accepted, failed, reopened, out);
+        }
+        for open in ended {
+            if let Place::Leased { worker, attempt } = open.place {
+                self.drop_lease(worker, attempt);
+                self.say_worker(worker, ToWorker::Revoke(vec![attempt]), out);
+            }
+        }
+        self.unpin_closed(id, &pinned, out);
+        self.end_if_exhausted(id, out);
+        self.refresh(id);
+    }
+
+    fn record_reconciled(
+        &mut self,
+        job: JobId,
+        accepted: Ranges,
+        failed: Ranges,
+        reopened: Ranges,
+        out: &mut Vec<Effect>,
+    ) {
+        if !reopened.is_empty() {
+            let count: u64 = reopened.iter().map(|(start, end)| end - start).sum();
+            self.notice(format!(
+                "{count} rollouts of job {job} are unknown to their sink: open again"
+            ));
+            persist(
+                Record::Reopened {
+                    job,
+                    ranges: reopened,
+                },
+                out,
+            );
+        }
+        persist(
+            Record::Closed {
+                job,
+                accepted,
+                failed,
+            },
+            out,
+        );
+    }
+
+    /// A finished job stays finished, but what its sink accepted counts as accepted.
+    fn correct_finished(&mut self, id: JobId, accepted: &RangeSet, out: &mut Vec<Effect>) {
+        let Some(job) = self.jobs.get(id) else {
+            return;
+        };
+        let corrected: Vec<u64> = {
+            let late: RangeSet = ranges::difference(accepted, &job.accepted, job.total())
+                .into_iter()
+                .collect();
+            late.iter().collect()
+        };
+        let entries: Vec<_> = corrected
+            .into_iter()
+            .map(|index| (index, Verdict::Accepted))
+            .collect();
+        self.settle_job(id, &entries, out);
+    }
+
+    /// Tells a learner, again, what will not be tried any more of a job.
+    pub(crate) fn repeat_failures(
+        &self,
+        run: RunId,
+        id: JobId,
+        settled: &RangeSet,
+        out: &mut Vec<Effect>,
+    ) {
+        let Some(job) = self.jobs.get(id) else {
+            return;
+        };
+        let rollout = |index| RolloutId { job: id, index };
+        for (index, open) in &job.open {
+            if let Place::Failing(fault) = &open.place {
+                let message = ToLearner::RolloutFailed {
+                    rollout: rollout(*index),
+                    fault: (**fault).clone(),
+                };
+                self.say_learner(run, message, false, out);
+            }
+        }
+        if job.state == JobState::Cancelled {
+            let unsettled = ranges::difference(&job.failed, settled, job.limit());
+            for index in unsettled.into_iter().flat_map(|(start, end)| start..end) {
+                let message = ToLearner::RolloutFailed {
+                    rollout: rollout(index),
+                    fault: cancelled(),
+                };
+                self.say_learner(run, message, false, out);
+            }
+        }
+    }
+}
+
+/// Why rollouts of a cancelled job fail.
+pub(crate) fn cancelled() -> Fault {
+    Fault::new(ErrorCode::JobCancelled, "the job was cancelled")
+}

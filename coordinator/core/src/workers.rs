@@ -1,0 +1,307 @@
+//! What workers say, and what becomes of those that say nothing any more.
+
+use volley_protocol::limits::BATCH_ENTRIES_MAX;
+use volley_protocol::snapshot::WorkerState;
+use volley_protocol::worker::{FromWorker, ToWorker, WorkerLoad};
+use volley_protocol::{AdapterVersion, AttemptId, Digest, ErrorCode, Fault, WorkerId};
+
+use crate::coordinator::{Coordinator, close, to_worker};
+use crate::effect::Effect;
+use crate::input::SessionId;
+use crate::retry::Ending;
+use crate::roster::Worker;
+
+/// What a worker says of itself when it registers.
+struct Registration {
+    slots: u32,
+    base: Digest,
+    provision: u64,
+    held: Vec<AttemptId>,
+    live: Vec<Digest>,
+}
+
+impl Coordinator {
+    pub(crate) fn worker_up(
+        &mut self,
+        session: SessionId,
+        id: WorkerId,
+        name: String,
+        pid: u32,
+        out: &mut Vec<Effect>,
+    ) {
+        let fresh = Worker::new(name, pid, self.now);
+        if let Some(old) = self.roster.attach(id, session, fresh) {
+            out.push(close(
+                old,
+                ErrorCode::PeerLost,
+                "a newer session of the same worker is open",
+            ));
+        }
+        if let Some(worker) = self.roster.get_mut(id) {
+            (worker.lost_at, worker.heard_at) = (None, self.now);
+            if worker.state == WorkerState::Lost {
+                worker.state = WorkerState::Up;
+            }
+        }
+    }
+
+    pub(crate) fn worker_said(
+        &mut self,
+        session: SessionId,
+        message: FromWorker,
+        out: &mut Vec<Effect>,
+    ) {
+        let Some(id) = self.roster.of_session(session) else {
+            return; // A session that was replaced or closed: its words are out of date.
+        };
+        let registered = self.roster.get(id).is_some_and(|worker| worker.registered);
+        if !registered && !matches!(message, FromWorker::Register { .. }) {
+            out.push(close(
+                session,
+                ErrorCode::InvalidRequest,
+                "Register is the first message",
+            ));
+            return;
+        }
+        if let Some(worker) = self.roster.get_mut(id) {
+            worker.heard_at = self.now;
+        }
+        match message {
+            FromWorker::Register {
+                slots,
+                base,
+                provision,
+                held,
+                live,
+                numerics: _,
+            } => {
+                let registration = Registration {
+                    slots,
+                    base,
+                    provision,
+                    held,
+                    live,
+                };
+                self.register_worker(id, session, registration, out);
+            }
+            FromWorker::Ready { credit_total } => self.raise_credit(id, credit_total),
+            FromWorker::Heartbeat { held, load } => self.heartbeat(id, &held, load, out),
+            FromWorker::AttemptFailed {
+                attempt,
+                fault,
+                retryable,
+            } => {
+                if self.drop_lease(id, attempt).is_some() {
+                    self.attempt_ended(attempt, Ending::of_fault(fault, retryable), out);
+                }
+            }
+            FromWorker::Live { version } => self.worker_live(id, &version, out),
+            FromWorker::Drained => self.worker_drained(id, out),
+        }
+    }
+
+    fn register_worker(
+        &mut self,
+        id: WorkerId,
+        session: SessionId,
+        registration: Registration,
+        out: &mut Vec<Effect>,
+    ) {
+        let Registration {
+            slots,
+            base,
+            provision,
+            held,
+            live,
+        } = registration;
+        if slots == 0 || held.len() > BATCH_ENTRIES_MAX {
+            let why = format!("{slots} slots, {} attempts held", held.len());
+            out.push(close(session, ErrorCode::InvalidRequest, why));
+            return;
+        }
+        if !self.may_come(id, provision) {
+            out.push(close(
+                session,
+                ErrorCode::PeerLost,
+                "it was given up and replaced",
+            ));
+            out.push(Effect::KillWorker {
+                pid: self.roster.get(id).map_or(0, |w| w.pid),
+                provision,
+            });
+            self.lose_worker(id, out);
+            return;
+        }
+        self.roster.starting.remove(&provision);
+        let Some(worker) = self.roster.get_mut(id) else {
+            return;
+        };
+        worker.registered = true;
+        (worker.slots, worker.base, worker.provision) = (slots, base, provision);
+        worker.live = live.into_iter().collect();
+        let gone = |attempt: &&AttemptId| !held.contains(attempt);
+        let gone: Vec<_> = worker.leases.keys().filter(gone).copied().collect();
+        let name = worker.name.clone();
+        // Never arrived, or failed without our hearing of it, or delivered and about to be settled.
+        let fault = Fault::new(ErrorCode::PeerLost, "the worker came back without it");
+        for attempt in gone {
+            self.drop_lease(id, attempt);
+            let ending = Ending::Returned {
+                fault: fault.clone(),
+            };
+            self.attempt_ended(attempt, ending, out);
+        }
+        self.renew(id, &held, out);
+        self.roster.refresh(id);
+        self.notice(format!("{name} is here with {slots} slots"));
+    }
+
+    /// A worker that this life started, and gave up since, would be one too many.
+    fn may_come(&self, id: WorkerId, provision: u64) -> bool {
+        let own = provision >> 32 == self.epoch.0 && provision != 0;
+        let expected = self.roster.starting.contains_key(&provision);
+        !own || expected || self.roster.of_provision(provision) == Some(id)
+    }
+
+    fn raise_credit(&mut self, id: WorkerId, credit_total: u64) {
+        if let Some(worker) = self.roster.get_mut(id) {
+            worker.credit_total = worker.credit_total.max(credit_total);
+            debug_assert!(worker.granted <= worker.credit_total);
+        }
+        self.roster.refresh(id);
+    }
+
+    fn heartbeat(
+        &mut self,
+        id: WorkerId,
+        held: &[AttemptId],
+        load: WorkerLoad,
+        out: &mut Vec<Effect>,
+    ) {
+        if let Some(worker) = self.roster.get_mut(id) {
+            let before = std::mem::replace(&mut worker.load, load);
+            let new_tokens = load.tokens_total.saturating_sub(before.tokens_total);
+            worker.tokens.add(self.now, new_tokens);
+            self.stats.tokens.add(self.now, new_tokens);
+        }
+        self.renew(id, held, out);
+    }
+
+    fn worker_live(&mut self, id: WorkerId, version: &AdapterVersion, out: &mut Vec<Effect>) {
+        let Some(worker) = self.roster.get_mut(id) else {
+            return;
+        };
+        worker.live.insert(version.digest);
+        worker.load.adapter_step = worker.load.adapter_step.max(version.step);
+        let wanted = self
+            .registry
+            .of(version.run)
+            .is_some_and(|run| run.has_digest(&version.digest));
+        if !wanted && let Some(worker) = self.roster.get_mut(id) {
+            worker.live.remove(&version.digest);
+            self.say_worker(id, ToWorker::Retire(vec![version.digest]), out);
+        }
+    }
+
+    fn worker_drained(&mut self, id: WorkerId, out: &mut Vec<Effect>) {
+        let until = self.now.after(self.config.scaling.drain_ms);
+        let Some(worker) = self.roster.get_mut(id) else {
+            return;
+        };
+        worker.state = WorkerState::Draining;
+        worker.drain_until = worker.drain_until.or(Some(until));
+        let attempts: Vec<_> = std::mem::take(&mut worker.leases).into_keys().collect();
+        let fault = Fault::new(ErrorCode::Interrupted, "its worker stopped");
+        for attempt in attempts {
+            let ending = Ending::Returned {
+                fault: fault.clone(),
+            };
+            self.attempt_ended(attempt, ending, out);
+        }
+        self.roster.refresh(id);
+    }
+
+    pub(crate) fn worker_down(
+        &mut self,
+        session: SessionId,
+        process_dead: bool,
+        out: &mut Vec<Effect>,
+    ) {
+        let Some(id) = self.roster.detach(session) else {
+            return;
+        };
+        let draining = self
+            .roster
+            .get(id)
+            .is_some_and(|w| w.state == WorkerState::Draining);
+        if process_dead || draining {
+            let managed = self.roster.get(id).filter(|w| w.is_managed() && !draining);
+            if let Some(name) = managed.map(|worker| worker.name.clone()) {
+                self.count_exit(format!("{name} ended unasked"));
+            }
+            self.lose_worker(id, out);
+        } else if let Some(worker) = self.roster.get_mut(id) {
+            worker.state = WorkerState::Lost;
+            worker.lost_at = Some(self.now);
+        }
+        self.roster.refresh(id);
+    }
+
+    /// A worker is gone for good, and what it had is tried elsewhere.
+    pub(crate) fn lose_worker(&mut self, id: WorkerId, out: &mut Vec<Effect>) {
+        let Some(worker) = self.roster.remove(id) else {
+            return;
+        };
+        let count = worker.leases.len();
+        if worker.state == WorkerState::Draining {
+            self.notice(format!("{} has left", worker.name));
+        } else {
+            self.notice(format!("{} was lost with {count} rollouts", worker.name));
+        }
+        for attempt in worker.leases.into_keys() {
+            self.attempt_ended(attempt, Ending::Lost, out);
+        }
+        debug_assert!(self.roster.get(id).is_none());
+    }
+
+    /// Ends graces and drains that took too long.
+    pub(crate) fn look_after_workers(&mut self, out: &mut Vec<Effect>) {
+        let (now, grace_ms) = (self.now, self.config.reattach_grace_ms);
+        let over = |worker: &Worker| {
+            let lost = worker.lost_at.is_some_and(|at| now.since(at) >= grace_ms);
+            lost || worker.drain_until.is_some_and(|until| until <= now)
+        };
+        let gone = self.roster.iter().filter(|(_, worker)| over(worker));
+        let gone: Vec<_> = gone
+            .map(|(id, w)| (*id, w.pid, w.provision, w.session))
+            .collect();
+        for (id, pid, provision, session) in gone {
+            if let Some(session) = session {
+                out.push(close(
+                    session,
+                    ErrorCode::PeerLost,
+                    "the drain took too long",
+                ));
+            }
+            if provision != 0 {
+                out.push(Effect::KillWorker { pid, provision });
+            }
+            self.lose_worker(id, out);
+        }
+    }
+
+    /// Says something to every registered worker that `wants` it.
+    pub(crate) fn say_workers(
+        &self,
+        message: &ToWorker,
+        wants: impl Fn(&Worker) -> bool,
+        out: &mut Vec<Effect>,
+    ) {
+        let wanting = self
+            .roster
+            .iter()
+            .filter(|(_, worker)| worker.registered && wants(worker));
+        let sessions = wanting.filter_map(|(_, worker)| worker.session);
+        out.extend(sessions.map(|session| to_worker(session, message.clone())));
+    }
+}
