@@ -111,7 +111,7 @@ pub fn close_with(session: &volley_link::Session, fault: &Fault) {
 /// The fault behind an error of the link: its own code where users can meet it.
 #[must_use]
 pub fn link_fault(error: &LinkError) -> Fault {
-    let code = ErrorCode::from_name(error.code()).unwrap_or(match error.code() {
+    let code = ErrorCode::from_name(error.code()).unwrap_or_else(|| match error.code() {
         "IDENTITY_REFUSED" | "PEER_NO_CERTIFICATE" | "PEER_WRONG_ROLE" => ErrorCode::PeerUntrusted,
         "PEER_REFUSED" | "HANDSHAKE_TIMEOUT" => ErrorCode::PeerUnreachable,
         "IDENTITY_FILE" | "IDENTITY_HAND_OVER" | "SOCKET_FAILED" => ErrorCode::IoFailed,

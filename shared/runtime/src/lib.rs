@@ -5,6 +5,7 @@
 //! | [`process`] | starts role processes, hands them their identity, restarts dead ones |
 //! | [`segment`] | append-only record files that know what was synced |
 //! | [`store`] | the coordinator's records: one durable transaction per call |
+//! | [`cluster_file`] | where a cluster on this machine is |
 //! | [`lock`] | one process per data directory |
 //! | [`files`] | files that are there whole or not at all |
 //! | [`telemetry`] | logs |
@@ -12,6 +13,7 @@
 //! | [`conversation`] | dial, read typed messages, bounded |
 //! | [`env_vars`] | every environment variable, in one table |
 
+pub mod cluster_file;
 pub mod conversation;
 pub mod env_vars;
 mod faults;

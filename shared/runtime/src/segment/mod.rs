@@ -21,7 +21,7 @@ mod writer;
 
 pub use error::SegmentError;
 pub use format::{RECORD_BYTES_MAX, SEGMENT_START};
-pub use reader::{Page, Record, Records, SegmentReader};
+pub use reader::{Page, Record, Records, SegmentReader, read_all};
 pub use writer::{Recovery, SegmentWriter};
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Reads a segment, also while it is being written.
 
+use std::borrow::Borrow;
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
@@ -72,13 +73,8 @@ impl SegmentReader {
     /// The records from `offset` on, a page at a time. `offset` is [`SEGMENT_START`], a record's
     /// offset or a page's `next_offset`; 0 stands for the start.
     #[must_use]
-    pub fn records(&self, offset: u64) -> Records<'_> {
-        Records {
-            reader: self,
-            next: offset,
-            page: VecDeque::new(),
-            over: false,
-        }
+    pub fn records(&self, offset: u64) -> Records<&Self> {
+        Records::new(self, offset)
     }
 
     /// Records from `offset` on with together at most `max_bytes` bytes of payload, but at least
@@ -164,16 +160,36 @@ impl SegmentReader {
     }
 }
 
+/// The payloads of a whole segment, in order.
+///
+/// # Errors
+/// When it cannot be opened or is no segment; broken records are errors of the iteration.
+pub fn read_all(
+    path: &Path,
+) -> Result<impl Iterator<Item = Result<Vec<u8>, SegmentError>> + use<>, SegmentError> {
+    let records = Records::new(SegmentReader::open(path)?, SEGMENT_START);
+    Ok(records.map(|record| record.map(|record| record.payload)))
+}
+
 /// Iterates over records; ends at the end of the file or after an error.
 #[derive(Debug)]
-pub struct Records<'a> {
-    reader: &'a SegmentReader,
+pub struct Records<R> {
+    reader: R,
     next: u64,
     page: VecDeque<Record>,
     over: bool,
 }
 
-impl Records<'_> {
+impl<R> Records<R> {
+    fn new(reader: R, offset: u64) -> Self {
+        Self {
+            reader,
+            next: offset,
+            page: VecDeque::new(),
+            over: false,
+        }
+    }
+
     /// Where a later iteration goes on, once this one has ended.
     #[must_use]
     pub fn next_offset(&self) -> u64 {
@@ -181,12 +197,12 @@ impl Records<'_> {
     }
 }
 
-impl Iterator for Records<'_> {
+impl<R: Borrow<SegmentReader>> Iterator for Records<R> {
     type Item = Result<Record, SegmentError>;
 
     fn next(&mut self) -> Option<Self::Item> {
         while self.page.is_empty() && !self.over {
-            match self.reader.read_page(self.next, READ_BYTES) {
+            match self.reader.borrow().read_page(self.next, READ_BYTES) {
                 Ok(page) => {
                     // A page of nothing but marks moves on too.
                     self.over = page.next_offset <= self.next.max(SEGMENT_START);

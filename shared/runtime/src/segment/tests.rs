@@ -43,11 +43,8 @@ fn written(count: usize, sync_each: bool) -> Written {
 }
 
 fn read_all(path: &Path) -> Vec<Vec<u8>> {
-    let reader = SegmentReader::open(path).expect("open");
-    reader
-        .records(0)
-        .map(|record| record.expect("whole").payload)
-        .collect()
+    let payloads = super::read_all(path).expect("open");
+    payloads.map(|payload| payload.expect("whole")).collect()
 }
 
 fn payloads(count: usize) -> Vec<Vec<u8>> {
