@@ -127,7 +127,7 @@ pub struct Restored {
     pub failed: RangeSet,
     /// Records of the intake whose groups are not in `closed`. The shell holds their bytes.
     pub pending: Vec<Arrival>,
-    /// Number of the oldest intake write that was read back; equal to `intake_next` without one.
+    /// Number of the oldest intake write that is still there; equal to `intake_next` without one.
     pub intake_first: u64,
     /// Number of the next intake write; from 1.
     pub intake_next: u64,
