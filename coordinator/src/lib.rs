@@ -1,1 +1,250 @@
-//! The coordinator's shell: sessions, store, relay sink, provisioners
+//! The coordinator's shell: sessions, group commit, relay sink, provisioners.
+//!
+//! ```text
+//!  session actors ──▶ driver actor ◀▶ core          (volley-coordinator-core decides)
+//!                        │  │  └──▶ provisioner     worker processes
+//!                        │  └─────▶ relay thread    results of map and put, by cursor
+//!                        └────────▶ committer thread ──▶ store (SQLite, group commit)
+//! ```
+
+mod committer;
+mod data_dir;
+mod driver;
+mod listen;
+mod outbound;
+mod provisioner;
+mod relay;
+mod session;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use ractor::{Actor, ActorRef};
+use tokio::sync::oneshot;
+use volley_coordinator_core::{Coordinator, CoordinatorConfig, Input, Record};
+use volley_link::{ClusterCa, Endpoint, LinkConfig, LinkRuntime, Listener, Role};
+use volley_protocol::fault::{ErrorCode, Fault};
+use volley_protocol::ids::{Epoch, PeerId};
+use volley_runtime::cluster_file::ClusterFile;
+use volley_runtime::greeting::link_fault;
+use volley_runtime::process::Lifelines;
+use volley_runtime::store::{META_LISTEN, SqliteStore, Store};
+
+use crate::committer::Committer;
+use crate::data_dir::DataDir;
+use crate::driver::{Driver, DriverArguments, DriverMessage};
+use crate::outbound::Outbound;
+use crate::provisioner::ProcessProvisioner;
+use crate::relay::Relay;
+
+pub use crate::provisioner::{Provisioner, WorkerTemplate};
+pub use volley_coordinator_core::ScalingConfig;
+
+/// What a coordinator is started with.
+#[derive(Debug)]
+pub struct CoordinatorOptions {
+    /// Everything that outlives the process.
+    pub data_dir: PathBuf,
+    /// Where to listen. `None`: where the last life listened, or any free port of loopback.
+    pub listen: Option<SocketAddr>,
+    /// Name of the cluster, used when the data directory is new.
+    pub cluster: String,
+    /// How many workers, and when.
+    pub scaling: ScalingConfig,
+    /// How to start them.
+    pub workers: WorkerTemplate,
+    /// Lifelines of the launchers above, handed on to workers.
+    pub launchers: Lifelines,
+    /// Resolves when the process is asked to end.
+    pub stop: oneshot::Receiver<()>,
+}
+
+/// Serves until it is asked to end.
+///
+/// # Errors
+/// `DATA_DIR_LOCKED`, `ADDRESS_IN_USE`, `STORE_FAILED`, or what the identity files lack.
+pub async fn run(options: CoordinatorOptions) -> Result<(), Fault> {
+    let Prepared {
+        directory,
+        ca,
+        store,
+        epoch,
+        core,
+        listener,
+    } = prepare(&options)?;
+    let address = listener.local_addr();
+    let cluster = ca.cluster_id().to_owned();
+
+    // Threads and actors know the driver before it exists: what they say until then is kept.
+    let mailbox = Mailbox::default();
+    let outbound = Outbound::default();
+    let fail = |mailbox: &Mailbox| {
+        let mailbox = mailbox.clone();
+        move |fault: Fault| mailbox.cast(DriverMessage::StoreFailed(fault))
+    };
+    let committer = Committer::start(Box::new(store), outbound.clone(), fail(&mailbox))
+        .map_err(|error| Fault::new(ErrorCode::Internal, format!("committer: {error}")))?;
+    let relay = Relay::start(
+        &directory.results(),
+        epoch,
+        outbound.clone(),
+        mailbox.input(),
+        fail(&mailbox),
+    )?;
+    let to_core = Arc::new(mailbox.input());
+    let provisioner =
+        ProcessProvisioner::new(options.workers, address, ca, options.launchers, to_core);
+
+    let (on_exit, exited) = oneshot::channel();
+    let arguments = DriverArguments {
+        core,
+        outbound,
+        committer,
+        relay,
+        provisioner: Box::new(provisioner),
+        on_exit,
+    };
+    let (driver, _) = Actor::spawn(None, Driver, arguments)
+        .await
+        .map_err(|error| {
+            Fault::new(
+                ErrorCode::Internal,
+                format!("the driver did not start: {error}"),
+            )
+        })?;
+    mailbox.open(driver.clone());
+    let peer = PeerId(rand::random());
+    let accepting = tokio::spawn(listen::accept(listener, epoch, peer, driver.clone()));
+
+    let identities = [Role::Client, Role::Monitor].map(|role| directory.identity_path(role));
+    let file = ClusterFile::announce(directory.path(), &identities, address, &cluster)?;
+    tracing::info!(%address, epoch = epoch.0, "coordinator ready");
+    let stopping = driver.clone();
+    tokio::spawn(async move {
+        if options.stop.await.is_ok() {
+            let _ = stopping.cast(DriverMessage::Shutdown);
+        }
+    });
+    let outcome = exited.await.unwrap_or_else(|_| {
+        Err(Fault::new(
+            ErrorCode::Internal,
+            "the coordinator's driver ended without a reason",
+        ))
+    });
+    accepting.abort();
+    file.withdraw();
+    outcome
+}
+
+/// What is there before anything moves.
+struct Prepared {
+    directory: DataDir,
+    ca: ClusterCa,
+    store: SqliteStore,
+    epoch: Epoch,
+    core: Coordinator,
+    listener: Listener,
+}
+
+/// Locks the directory, reads everything back, opens the socket.
+fn prepare(options: &CoordinatorOptions) -> Result<Prepared, Fault> {
+    let directory = DataDir::open(&options.data_dir)?;
+    let ca = directory.authority(&options.cluster)?;
+    directory.hand_out(&ca)?;
+    let mut store = SqliteStore::open(&directory.store())?;
+    let (epoch, records) = remember(&mut store)?;
+
+    let link = LinkRuntime::start().map_err(|error| link_fault(&error))?;
+    let identity = ca
+        .issue(Role::Coordinator, "coordinator")
+        .map_err(|e| link_fault(&e))?;
+    let config = LinkConfig {
+        reset_key: Some(directory.reset_key()?),
+        ..LinkConfig::default()
+    };
+    let address = match options.listen {
+        Some(address) => address,
+        None => last_address(&mut store)?,
+    };
+    let listener =
+        Endpoint::listen(&link, address, &identity, config).map_err(|error| link_fault(&error))?;
+    store.meta_set(META_LISTEN, &listener.local_addr().to_string())?;
+
+    let core_config = CoordinatorConfig {
+        cluster: ca.cluster_id().to_owned(),
+        pid: std::process::id(),
+        scaling: options.scaling.clone(),
+        ..CoordinatorConfig::default()
+    };
+    let core = Coordinator::restore(core_config, epoch, records);
+    Ok(Prepared {
+        directory,
+        ca,
+        store,
+        epoch,
+        core,
+        listener,
+    })
+}
+
+/// The address of the last life: a restart is found where it was.
+fn last_address(store: &mut SqliteStore) -> Result<SocketAddr, Fault> {
+    let last = store
+        .meta_get(META_LISTEN)?
+        .and_then(|text| text.parse().ok());
+    Ok(last.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0))))
+}
+
+/// Everything earlier lives recorded, and the epoch of this one, synced.
+fn remember(store: &mut SqliteStore) -> Result<(Epoch, Vec<Record>), Fault> {
+    let mut records = Vec::new();
+    for text in store.load()? {
+        let record = serde_json::from_str(&text).map_err(|error| {
+            let message = format!("a record of the store is damaged: {error}: {text}");
+            Fault::new(ErrorCode::StoreFailed, message)
+        })?;
+        records.push(record);
+    }
+    let last = records.iter().filter_map(|record| match record {
+        Record::Epoch(epoch) => Some(epoch.0),
+        _ => None,
+    });
+    let epoch = Epoch(last.max().unwrap_or(0) + 1);
+    let text = serde_json::to_string(&Record::Epoch(epoch))
+        .map_err(|error| Fault::new(ErrorCode::Internal, error.to_string()))?;
+    store.append(&[text])?;
+    Ok((epoch, records))
+}
+
+/// The wall clock at the process's start, so that recorded moments mean something to people.
+pub(crate) fn unix_ms() -> u64 {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    since.as_millis() as u64
+}
+
+/// The way to the driver for what is started before it.
+#[derive(Clone, Debug, Default)]
+struct Mailbox(Arc<OnceLock<ActorRef<DriverMessage>>>);
+
+impl Mailbox {
+    fn open(&self, driver: ActorRef<DriverMessage>) {
+        let first = self.0.set(driver).is_ok();
+        debug_assert!(first, "a mailbox is opened once");
+    }
+
+    /// Waits for the driver to exist (it does within milliseconds of start-up).
+    fn cast(&self, message: DriverMessage) {
+        if self.0.wait().cast(message).is_err() {
+            tracing::debug!("the driver has left");
+        }
+    }
+
+    fn input(&self) -> impl Fn(Input) + Send + Sync + 'static {
+        let mailbox = self.clone();
+        move |input| mailbox.cast(DriverMessage::Input(input, None))
+    }
+}

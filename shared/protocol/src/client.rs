@@ -34,6 +34,10 @@ pub struct ClientRequest {
 
 /// What a client can ask. Monitors may not send what changes something.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "requests are few and short-lived; a box would only be in the way of matching"
+)]
 pub enum RequestBody {
     /// Make a job durable. Answer: `Accepted`.
     Submit(JobSpec),

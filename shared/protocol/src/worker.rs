@@ -134,6 +134,10 @@ pub struct Lease {
 
 /// What a coordinator says to a worker.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "a specification travels once per job; a box would only be in the way of matching"
+)]
 pub enum ToWorker {
     /// A job's specification, once per session, before its first lease.
     Job(JobSpec),

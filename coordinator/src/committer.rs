@@ -1,0 +1,102 @@
+//! Group commit: one thread writes what the core decided and then lets go what had to wait for it.
+//!
+//! While one transaction is synced the next ones queue up, and all of them go into the following
+//! transaction. So the price of a sync is shared by everything that happened meanwhile, and the
+//! core never waits for the disk.
+
+use std::sync::mpsc;
+use std::thread;
+
+use volley_protocol::Fault;
+use volley_runtime::store::Store;
+
+use crate::outbound::{Outbound, Outgoing};
+
+/// Transactions waiting for the disk. Each holds the outcome of one input; with this many behind
+/// a disk, blocking the core is the right back-pressure.
+const PENDING_COMMITS_MAX: usize = 4096;
+
+/// Records in one transaction: keeps the wait of the first one bounded.
+const RECORDS_PER_COMMIT_MAX: usize = 8192;
+
+/// What one input made durable, and what may be said afterwards.
+#[derive(Debug, Default)]
+pub(crate) struct Commit {
+    pub(crate) records: Vec<String>,
+    pub(crate) after: Vec<Outgoing>,
+    /// Replace the whole log by these records instead of appending them.
+    pub(crate) compaction: bool,
+}
+
+impl Commit {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.records.is_empty() && self.after.is_empty()
+    }
+}
+
+/// Hands commits to the committing thread.
+#[derive(Clone, Debug)]
+pub(crate) struct Committer {
+    queue: mpsc::SyncSender<Commit>,
+}
+
+impl Committer {
+    /// Starts the thread. `on_failure` is called once, when the store can no longer be trusted;
+    /// nothing is acknowledged after that.
+    pub(crate) fn start(
+        mut store: Box<dyn Store>,
+        outbound: Outbound,
+        on_failure: impl FnOnce(Fault) + Send + 'static,
+    ) -> std::io::Result<Self> {
+        let (queue, commits) = mpsc::sync_channel(PENDING_COMMITS_MAX);
+        thread::Builder::new()
+            .name("committer".into())
+            .spawn(move || {
+                if let Err(fault) = commit_all(&mut *store, &commits, &outbound) {
+                    on_failure(fault);
+                }
+            })?;
+        Ok(Self { queue })
+    }
+
+    /// Queues a commit; waits while too many are pending.
+    pub(crate) fn submit(&self, commit: Commit) {
+        if self.queue.send(commit).is_err() {
+            tracing::debug!("the store has failed; nothing is acknowledged any more");
+        }
+    }
+}
+
+fn commit_all(
+    store: &mut dyn Store,
+    commits: &mpsc::Receiver<Commit>,
+    outbound: &Outbound,
+) -> Result<(), Fault> {
+    while let Ok(mut group) = commits.recv() {
+        while !group.compaction && group.records.len() < RECORDS_PER_COMMIT_MAX {
+            let Ok(next) = commits.try_recv() else { break };
+            if next.compaction {
+                write(store, &group, outbound)?;
+                group = next;
+            } else {
+                group.records.extend(next.records);
+                group.after.extend(next.after);
+            }
+        }
+        write(store, &group, outbound)?;
+    }
+    Ok(())
+}
+
+fn write(store: &mut dyn Store, group: &Commit, outbound: &Outbound) -> Result<(), Fault> {
+    if group.compaction {
+        store.replace(&group.records)?;
+    } else if !group.records.is_empty() {
+        store.append(&group.records)?;
+    }
+    group
+        .after
+        .iter()
+        .for_each(|outgoing| outbound.send(outgoing));
+    Ok(())
+}

@@ -1,0 +1,314 @@
+//! The coordinator's driver: the one actor that owns the core.
+//!
+//! It hands every input to the core, and does what the core decided: frames to sessions, records
+//! to the committer, results to the relay, processes to the provisioner. It supervises the
+//! session actors; a session that ends, however it ends, becomes one input.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
+use tokio::sync::OwnedSemaphorePermit;
+use volley_coordinator_core::{Coordinator, Effect, Input, Millis, Record, SessionId};
+use volley_link::Role;
+use volley_protocol::client::{ClientReply, ReplyBody};
+use volley_protocol::fault::{ErrorCode, Fault};
+
+use crate::committer::{Commit, Committer};
+use crate::outbound::{Outbound, Outgoing};
+use crate::provisioner::Provisioner;
+use crate::relay::{Relay, RelayRequest};
+use crate::session::{NewSession, PeerSession};
+
+/// How often the core is told the time. Leases and heartbeats count in seconds; a tenth of one is
+/// fine enough for back-off and cheap.
+const TICK: Duration = Duration::from_millis(50);
+
+/// Records appended since the last compaction that make another one worth its write.
+const COMPACT_AFTER_RECORDS: usize = 200_000;
+
+/// What the driver is told.
+#[derive(Debug)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "nearly every message is an input; boxing them would cost an allocation each"
+)]
+pub(crate) enum DriverMessage {
+    /// A peer is connected and said who it is.
+    Connected(Box<NewSession>),
+    /// Something for the core. The permit bounds what one session may have in this mailbox.
+    Input(Input, Option<OwnedSemaphorePermit>),
+    /// Time passes.
+    Tick,
+    /// Store or relay cannot be trusted any more: no word after this.
+    StoreFailed(Fault),
+    /// Tell workers to finish and leave.
+    Shutdown,
+}
+
+/// What the driver starts with.
+pub(crate) struct DriverArguments {
+    pub(crate) core: Coordinator,
+    pub(crate) outbound: Outbound,
+    pub(crate) committer: Committer,
+    pub(crate) relay: Relay,
+    pub(crate) provisioner: Box<dyn Provisioner>,
+    pub(crate) on_exit: tokio::sync::oneshot::Sender<Result<(), Fault>>,
+}
+
+/// The driver's state.
+pub(crate) struct DriverState {
+    core: Coordinator,
+    started: Instant,
+    started_unix_ms: u64,
+    outbound: Outbound,
+    committer: Committer,
+    relay: Relay,
+    provisioner: Box<dyn Provisioner>,
+    sessions: BTreeMap<ActorId, (SessionId, Role)>,
+    records_since_compaction: usize,
+    on_exit: Option<tokio::sync::oneshot::Sender<Result<(), Fault>>>,
+}
+
+/// The driver.
+#[derive(Debug)]
+pub(crate) struct Driver;
+
+impl Actor for Driver {
+    type Msg = DriverMessage;
+    type State = DriverState;
+    type Arguments = DriverArguments;
+
+    async fn pre_start(
+        &self,
+        myself: ActorRef<DriverMessage>,
+        arguments: DriverArguments,
+    ) -> Result<DriverState, ActorProcessingErr> {
+        let mut state = DriverState {
+            core: arguments.core,
+            started: Instant::now(),
+            started_unix_ms: crate::unix_ms(),
+            outbound: arguments.outbound,
+            committer: arguments.committer,
+            relay: arguments.relay,
+            provisioner: arguments.provisioner,
+            sessions: BTreeMap::new(),
+            records_since_compaction: COMPACT_AFTER_RECORDS,
+            on_exit: Some(arguments.on_exit),
+        };
+        state.apply(Input::Start);
+        myself.send_interval(TICK, || DriverMessage::Tick);
+        Ok(state)
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<DriverMessage>,
+        message: DriverMessage,
+        state: &mut DriverState,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            DriverMessage::Connected(new) => state.connect(&myself, *new).await?,
+            DriverMessage::Input(input, permit) => {
+                state.apply(input);
+                drop(permit);
+            }
+            DriverMessage::Tick => {
+                state.apply(Input::Tick);
+                state.compact_if_due();
+            }
+            DriverMessage::StoreFailed(fault) => {
+                state.outbound.close_all(&fault.to_string());
+                state.exit(&myself, Err(fault));
+            }
+            DriverMessage::Shutdown => {
+                state.provisioner.shut_down();
+                state.outbound.close_all("the coordinator was told to stop");
+                state.exit(&myself, Ok(()));
+            }
+        }
+        Ok(())
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        _: ActorRef<DriverMessage>,
+        event: SupervisionEvent,
+        state: &mut DriverState,
+    ) -> Result<(), ActorProcessingErr> {
+        match event {
+            SupervisionEvent::ActorTerminated(actor, _, _) => state.disconnect(actor.get_id()),
+            SupervisionEvent::ActorFailed(actor, error) => {
+                tracing::error!(%error, "a session actor failed; its peer has to come back");
+                state.disconnect(actor.get_id());
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+impl DriverState {
+    fn now(&self) -> Millis {
+        // Monotonic from here on, whatever the wall clock does.
+        Millis(self.started_unix_ms + self.started.elapsed().as_millis() as u64)
+    }
+
+    async fn connect(
+        &mut self,
+        myself: &ActorRef<DriverMessage>,
+        new: NewSession,
+    ) -> Result<(), ActorProcessingErr> {
+        let (id, role) = (new.id, new.role);
+        let up = new.up_input();
+        self.outbound
+            .add(id, new.control.clone(), new.session.clone());
+        if let Some(up) = up {
+            self.apply(up);
+        }
+        let arguments = (new, myself.clone(), self.relay.clone());
+        let (actor, _) =
+            Actor::spawn_linked(None, PeerSession, arguments, myself.get_cell()).await?;
+        self.sessions.insert(actor.get_id(), (id, role));
+        Ok(())
+    }
+
+    fn disconnect(&mut self, actor: ActorId) {
+        let Some((session, role)) = self.sessions.remove(&actor) else {
+            return;
+        };
+        self.outbound.remove(session);
+        match role {
+            Role::Worker => {
+                self.relay.ask(RelayRequest::SessionGone(session));
+                self.apply(Input::WorkerDown {
+                    session,
+                    process_dead: false,
+                });
+            }
+            Role::Learner => self.apply(Input::LearnerDown { session }),
+            Role::Client | Role::Monitor | Role::Coordinator => {
+                self.relay.ask(RelayRequest::SessionGone(session));
+                self.apply(Input::ClientDown { session });
+            }
+        }
+    }
+
+    /// One input through the core, and everything it decided done.
+    fn apply(&mut self, input: Input) {
+        let mut effects = Vec::new();
+        self.core.apply(self.now(), input, &mut effects);
+        let mut commit = Commit::default();
+        for effect in effects {
+            self.perform(effect, &mut commit);
+        }
+        if !commit.is_empty() {
+            self.records_since_compaction += commit.records.len();
+            self.committer.submit(commit);
+        }
+    }
+
+    fn perform(&mut self, effect: Effect, commit: &mut Commit) {
+        match effect {
+            Effect::Persist(record) => commit.records.extend(to_json(&record)),
+            Effect::ToWorker {
+                session,
+                message,
+                after_commit,
+            } => {
+                self.say(Outgoing::worker(session, &message), after_commit, commit);
+            }
+            Effect::ToLearner {
+                session,
+                message,
+                after_commit,
+            } => {
+                self.say(Outgoing::learner(session, &message), after_commit, commit);
+            }
+            Effect::Reply {
+                session,
+                reply,
+                after_commit,
+            } => {
+                self.say(Outgoing::client(session, &reply), after_commit, commit);
+            }
+            Effect::RelayOpen { spec, known } => {
+                self.relay.ask(RelayRequest::Open {
+                    job: spec.job,
+                    known,
+                });
+            }
+            Effect::RelayFailed { rollout, fault } => {
+                self.relay.ask(RelayRequest::Failed { rollout, fault });
+            }
+            Effect::RelayComplete { job } => self.relay.ask(RelayRequest::Complete(job)),
+            Effect::RelayExpire { job } => self.relay.ask(RelayRequest::Expire(job)),
+            Effect::ResultsQuery {
+                session,
+                id,
+                job,
+                cursor,
+                wait_ms,
+            } => {
+                self.relay.ask(RelayRequest::Query {
+                    session,
+                    id,
+                    job,
+                    cursor,
+                    wait_ms,
+                });
+            }
+            Effect::StartWorker { provision } => self.provisioner.start(provision),
+            Effect::KillWorker { pid, provision } => self.provisioner.kill(provision, pid),
+            Effect::CloseSession { session, fault } => self.outbound.close(session, &fault),
+        }
+    }
+
+    fn say(&self, outgoing: Outgoing, after_commit: bool, commit: &mut Commit) {
+        if after_commit {
+            commit.after.push(outgoing);
+        } else {
+            self.outbound.send(&outgoing);
+        }
+    }
+
+    fn compact_if_due(&mut self) {
+        if self.records_since_compaction < COMPACT_AFTER_RECORDS {
+            return;
+        }
+        self.records_since_compaction = 0;
+        let records = self.core.compacted().iter().filter_map(to_json).collect();
+        self.committer.submit(Commit {
+            records,
+            compaction: true,
+            ..Commit::default()
+        });
+    }
+
+    fn exit(&mut self, myself: &ActorRef<DriverMessage>, outcome: Result<(), Fault>) {
+        if let Some(on_exit) = self.on_exit.take() {
+            // Nobody listens when the process is leaving already.
+            let _ = on_exit.send(outcome);
+        }
+        myself.stop(None);
+    }
+}
+
+/// Records are plain data: they always have a JSON form.
+fn to_json(record: &Record) -> Option<String> {
+    serde_json::to_string(record)
+        .inspect_err(|error| tracing::error!(%error, ?record, "a record has no JSON form"))
+        .ok()
+}
+
+/// The answer to a request that its sender's role does not allow.
+pub(crate) fn forbidden(id: u32, role: Role, needs: &str) -> ClientReply {
+    let fault = Fault::new(
+        ErrorCode::Forbidden,
+        format!("a {role} certificate may not send this, it needs {needs}"),
+    );
+    ClientReply {
+        id,
+        body: ReplyBody::Fault(fault),
+    }
+}

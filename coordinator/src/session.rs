@@ -1,0 +1,264 @@
+//! One actor for each connected peer: it reads frames, knows from the certificate which
+//! conversation its peer may hold, and passes messages on. A frame of another conversation is
+//! refused with `FORBIDDEN`; bytes that are no message end the session.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+use tokio::sync::Semaphore;
+use volley_coordinator_core::{Input, SessionId};
+use volley_link::{Connected, ControlReceiver, ControlSender, Frame, Role, Session};
+use volley_protocol::client::ClientRequest;
+use volley_protocol::codec::{self, CodecError, FrameKind};
+use volley_protocol::fault::{ErrorCode, Fault};
+use volley_protocol::learner::FromLearner;
+use volley_protocol::limits::TRAJECTORY_BATCH_BYTES_MAX;
+use volley_protocol::version::Hello;
+use volley_protocol::worker::FromWorker;
+use volley_runtime::greeting::close_with;
+
+use crate::driver::DriverMessage;
+use crate::relay::{Relay, RelayRequest};
+
+/// Messages of one peer that may wait in the driver's mailbox; further ones stay in its stream.
+const MAILBOX_SHARE: usize = 256;
+
+/// Bulk streams of one worker that are read at the same time: with 4 MiB each, 32 MiB.
+const BULK_STREAMS_AT_ONCE: usize = 8;
+
+/// Refused frames after which a peer is told to leave.
+const FORBIDDEN_MAX: u32 = 16;
+
+static NEXT_SESSION: AtomicU64 = AtomicU64::new(1);
+
+/// A peer that said who it is.
+#[derive(Debug)]
+pub(crate) struct NewSession {
+    pub(crate) id: SessionId,
+    pub(crate) role: Role,
+    pub(crate) hello: Hello,
+    pub(crate) session: Session,
+    pub(crate) control: ControlSender,
+    pub(crate) frames: ControlReceiver,
+}
+
+impl NewSession {
+    pub(crate) fn new(hello: Hello, connected: Connected) -> Self {
+        let id = SessionId(NEXT_SESSION.fetch_add(1, Ordering::Relaxed));
+        let Connected {
+            session,
+            sender,
+            receiver,
+        } = connected;
+        let role = session.peer_role();
+        Self {
+            id,
+            role,
+            hello,
+            session,
+            control: sender,
+            frames: receiver,
+        }
+    }
+
+    /// What the core is told first.
+    pub(crate) fn up_input(&self) -> Option<Input> {
+        let (session, pid) = (self.id, self.hello.pid);
+        match self.role {
+            Role::Worker => Some(Input::WorkerUp {
+                session,
+                worker: self.hello.peer,
+                name: self.hello.name.clone(),
+                pid,
+            }),
+            Role::Learner => Some(Input::LearnerUp {
+                session,
+                peer: self.hello.peer,
+                pid,
+            }),
+            Role::Client | Role::Monitor | Role::Coordinator => None,
+        }
+    }
+}
+
+/// The actor. Its only message is "read until the peer is gone".
+#[derive(Debug)]
+pub(crate) struct PeerSession;
+
+/// Start reading.
+#[derive(Debug)]
+pub(crate) struct Read;
+
+/// The actor's state.
+pub(crate) struct PeerState {
+    peer: NewSession,
+    driver: ActorRef<DriverMessage>,
+    relay: Relay,
+    share: Arc<Semaphore>,
+    forbidden: u32,
+}
+
+impl Actor for PeerSession {
+    type Msg = Read;
+    type State = PeerState;
+    type Arguments = (NewSession, ActorRef<DriverMessage>, Relay);
+
+    async fn pre_start(
+        &self,
+        myself: ActorRef<Read>,
+        (peer, driver, relay): (NewSession, ActorRef<DriverMessage>, Relay),
+    ) -> Result<PeerState, ActorProcessingErr> {
+        myself.cast(Read)?;
+        let share = Arc::new(Semaphore::new(MAILBOX_SHARE));
+        Ok(PeerState {
+            peer,
+            driver,
+            relay,
+            share,
+            forbidden: 0,
+        })
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<Read>,
+        Read: Read,
+        state: &mut PeerState,
+    ) -> Result<(), ActorProcessingErr> {
+        let bulk = (state.peer.role == Role::Worker).then(|| {
+            let session = state.peer.session.clone();
+            tokio::spawn(read_bulk(session, state.peer.id, state.relay.clone()))
+        });
+        let reason = state.read_control().await;
+        if let Some(bulk) = bulk {
+            bulk.abort();
+        }
+        let (role, name) = (state.peer.role, &state.peer.hello.name);
+        tracing::info!(%role, name, %reason, "session ended");
+        myself.stop(None);
+        Ok(())
+    }
+}
+
+impl PeerState {
+    async fn read_control(&mut self) -> String {
+        loop {
+            let frame = match self.peer.frames.recv().await {
+                Ok(Some(frame)) => frame,
+                Ok(None) => return "the peer left".to_owned(),
+                Err(error) => return error.to_string(),
+            };
+            let input = match self.parse(&frame) {
+                Ok(Some(input)) => input,
+                Ok(None) => continue,
+                Err(error) => {
+                    let fault = Fault::new(ErrorCode::DecodeError, error.to_string());
+                    close_with(&self.peer.session, &fault);
+                    return fault.to_string();
+                }
+            };
+            // The semaphore is never closed, so a permit always comes.
+            let permit = Arc::clone(&self.share).acquire_owned().await.ok();
+            if self
+                .driver
+                .cast(DriverMessage::Input(input, permit))
+                .is_err()
+            {
+                return "the driver is gone".to_owned();
+            }
+        }
+    }
+
+    /// The input behind a frame. `None`: it was refused, and the conversation goes on.
+    fn parse(&mut self, frame: &Frame) -> Result<Option<Input>, CodecError> {
+        let session = self.peer.id;
+        let due = match self.peer.role {
+            Role::Worker => FrameKind::FromWorker,
+            Role::Learner => FrameKind::FromLearner,
+            Role::Client | Role::Monitor | Role::Coordinator => FrameKind::ClientRequest,
+        };
+        if frame.kind != due as u8 && is_known_request(frame.kind) {
+            self.refuse(frame.kind);
+            return if self.forbidden < FORBIDDEN_MAX {
+                Ok(None)
+            } else {
+                Err(CodecError::WrongKind {
+                    want: due,
+                    got: frame.kind,
+                })
+            };
+        }
+        Ok(Some(match due {
+            FrameKind::FromWorker => {
+                let message: FromWorker = codec::decode_frame(frame.kind, &frame.payload)?;
+                Input::Worker { session, message }
+            }
+            FrameKind::FromLearner => {
+                let message: FromLearner = codec::decode_frame(frame.kind, &frame.payload)?;
+                Input::Learner { session, message }
+            }
+            _ => {
+                let request: ClientRequest = codec::decode_frame(frame.kind, &frame.payload)?;
+                let monitor = self.peer.role == Role::Monitor;
+                Input::Client {
+                    session,
+                    request,
+                    monitor,
+                }
+            }
+        }))
+    }
+
+    fn refuse(&mut self, kind: u8) {
+        self.forbidden += 1;
+        let (role, name) = (self.peer.role, &self.peer.hello.name);
+        tracing::warn!(
+            code = ErrorCode::Forbidden.name(), %role, name, kind,
+            "a message that this certificate's role may not send was refused"
+        );
+        let refusal = crate::driver::forbidden(0, self.peer.role, "another role's certificate");
+        let payload = codec::encode(&refusal);
+        // A peer that does not read its refusals loses nothing but them.
+        let _ = self
+            .peer
+            .control
+            .try_send(FrameKind::ClientReply as u8, &payload);
+    }
+}
+
+/// Is it a message that some role may send to a coordinator?
+fn is_known_request(kind: u8) -> bool {
+    [
+        FrameKind::FromWorker,
+        FrameKind::FromLearner,
+        FrameKind::ClientRequest,
+        FrameKind::ToSink,
+    ]
+    .iter()
+    .any(|known| *known as u8 == kind)
+}
+
+/// Reads a worker's bulk streams into the relay, a bounded number at a time.
+async fn read_bulk(session: Session, id: SessionId, relay: Relay) {
+    let at_once = Arc::new(Semaphore::new(BULK_STREAMS_AT_ONCE));
+    while let Ok(stream) = session.accept_bulk().await {
+        let Ok(permit) = Arc::clone(&at_once).acquire_owned().await else {
+            return;
+        };
+        let relay = relay.clone();
+        tokio::spawn(async move {
+            match stream.read_to_end(TRAJECTORY_BATCH_BYTES_MAX).await {
+                Ok(batch) => {
+                    // The relay's queue is bounded and may make this wait, so not on this runtime.
+                    let ask = move || relay.ask(RelayRequest::Store { session: id, batch });
+                    if tokio::task::spawn_blocking(ask).await.is_err() {
+                        tracing::error!("handing a batch to the relay failed");
+                    }
+                }
+                Err(error) => tracing::warn!(%error, "a bulk stream could not be read"),
+            }
+            drop(permit);
+        });
+    }
+}
