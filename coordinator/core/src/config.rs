@@ -94,6 +94,9 @@ pub const REWARD_HISTORY_MAX: usize = 120;
 /// Open long polls of one client session.
 pub const POLLS_PER_SESSION_MAX: usize = 64;
 
+/// Attempts that a worker may hold: 36 bytes each in a control frame of one MiB.
+pub const HELD_MAX: usize = 29_000;
+
 /// Runs that are remembered.
 pub const RUNS_MAX: usize = 1_000;
 

@@ -6,8 +6,7 @@ use volley_protocol::adapter::AdapterEntry;
 use volley_protocol::job::{JobKind, JobState};
 use volley_protocol::learner::{FromLearner, ReceiptEntry, ToLearner};
 use volley_protocol::run::{RunInfo, RunState};
-use volley_protocol::worker::ToWorker;
-use volley_protocol::{AdapterVersion, Digest, ErrorCode, Fault, JobId, JobSpec, RunId, SinkRef};
+use volley_protocol::{AdapterVersion, ErrorCode, Fault, JobId, JobSpec, RunId, SinkRef};
 
 use crate::config::{RUNS_MAX, VERSIONS_MAX};
 use crate::coordinator::{Coordinator, close, persist, reply};
@@ -255,45 +254,6 @@ impl Coordinator {
         self.say_learner(run, ToLearner::ReceiptAck { upto: seq }, true, out);
     }
 
-    fn published(
-        &mut self,
-        session: SessionId,
-        run: RunId,
-        entry: AdapterEntry,
-        out: &mut Vec<Effect>,
-    ) {
-        let result = if entry.version.run == run {
-            self.registry.publish(entry)
-        } else {
-            Err(Fault::new(
-                ErrorCode::Forbidden,
-                "the version is another run's",
-            ))
-        };
-        match result {
-            Ok(false) => {}
-            Ok(true) => {
-                persist(Record::Published(entry), out);
-                self.announce(run, entry.version, out);
-                self.refresh_jobs_of(run);
-                self.collect_garbage(run, None, out);
-            }
-            Err(fault) => {
-                self.notice(format!("a version was refused: {fault}"));
-                out.push(Effect::CloseSession { session, fault });
-            }
-        }
-    }
-
-    fn announce(&self, run: RunId, version: AdapterVersion, out: &mut Vec<Effect>) {
-        let Some(source) = self.runs.learner(run).map(|learner| learner.sink) else {
-            return;
-        };
-        let base = self.runs.map.get(&run).map(|run| run.info.base);
-        let message = ToWorker::Announce { version, source };
-        self.say_workers(&message, |worker| Some(worker.base) == base, out);
-    }
-
     fn run_state(&mut self, id: RunId, state: RunState, out: &mut Vec<Effect>) {
         let Some(run) = self.runs.map.get_mut(&id) else {
             return;
@@ -319,46 +279,6 @@ impl Coordinator {
                 .for_each(|job| self.close_open_rollouts(job, JobState::Done, out));
         }
         self.answer_polls(out);
-    }
-
-    /// Forgets versions that nobody needs, and has their bytes deleted everywhere.
-    pub(crate) fn collect_garbage(
-        &mut self,
-        run: RunId,
-        listed: Option<&BTreeSet<AdapterVersion>>,
-        out: &mut Vec<Effect>,
-    ) {
-        let Some(retain) = self.runs.map.get(&run).map(|run| run.info.retain_versions) else {
-            return;
-        };
-        let goes = self.registry.collectable(run, retain, listed);
-        self.forget_versions(run, &goes, out);
-    }
-
-    /// Versions go: recorded first, so that no later life pins what was deleted.
-    pub(crate) fn forget_versions(
-        &mut self,
-        run: RunId,
-        goes: &[AdapterVersion],
-        out: &mut Vec<Effect>,
-    ) {
-        let mut digests: Vec<Digest> = Vec::new();
-        for version in goes {
-            persist(Record::AdapterForgotten { version: *version }, out);
-            if self.registry.forget(*version) {
-                digests.push(version.digest);
-            }
-        }
-        if digests.is_empty() {
-            return;
-        }
-        self.say_learner(run, ToLearner::Collect(digests.clone()), true, out);
-        let has_one = |live: &BTreeSet<Digest>| digests.iter().any(|digest| live.contains(digest));
-        let message = ToWorker::Retire(digests.clone());
-        self.say_workers(&message, |worker| has_one(&worker.live), out);
-        for (_, worker) in self.roster.iter_mut() {
-            worker.live.retain(|digest| !digests.contains(digest));
-        }
     }
 
     /// Learners that had time to say what they settled.

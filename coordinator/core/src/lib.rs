@@ -6,11 +6,11 @@
 //! | file | what it knows |
 //! |---|---|
 //! | `coordinator` | the whole: one event in, effects out |
-//! | `queue`, `extents`, `jobs` | where each rollout is; all jobs and whose turn it is |
-//! | `lease`, `attempts`, `retry` | who gets what; what follows when an attempt ends |
+//! | `queue`, `ledger`, `extents`, `jobs` | where each rollout is; what is closed; all jobs and whose turn it is |
+//! | `dispatch`, `lease`, `attempts`, `retry` | who gets what, for how long; what follows when an attempt ends |
 //! | `roster`, `workers` | who works; what workers say |
 //! | `autoscale`, `scaling` | how many there should be (pure); carrying it out |
-//! | `adapters`, `runs`, `learners` | versions and their pins; runs; what learners say |
+//! | `adapters`, `versions`, `runs`, `learners` | versions and their pins; runs; what learners say |
 //! | `sinks`, `lifecycle` | what is closed; how jobs begin and end |
 //! | `clients`, `snapshot`, `stats` | what people ask and see |
 //! | `record`, `restore` | what survives, and how it comes back |
@@ -22,6 +22,7 @@ mod autoscale;
 mod clients;
 mod config;
 mod coordinator;
+mod dispatch;
 mod effect;
 mod extents;
 #[cfg(test)]
@@ -31,6 +32,7 @@ mod invariants;
 mod jobs;
 mod learners;
 mod lease;
+mod ledger;
 mod lifecycle;
 mod queue;
 mod ranges;
@@ -43,6 +45,7 @@ mod scaling;
 mod sinks;
 mod snapshot;
 mod stats;
+mod versions;
 mod workers;
 
 pub use config::*;

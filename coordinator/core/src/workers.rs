@@ -1,10 +1,10 @@
 //! What workers say, and what becomes of those that say nothing any more.
 
-use volley_protocol::limits::BATCH_ENTRIES_MAX;
 use volley_protocol::snapshot::WorkerState;
 use volley_protocol::worker::{FromWorker, ToWorker, WorkerLoad};
 use volley_protocol::{AdapterVersion, AttemptId, Digest, ErrorCode, Fault, WorkerId};
 
+use crate::config::HELD_MAX;
 use crate::coordinator::{Coordinator, close, to_worker};
 use crate::effect::Effect;
 use crate::input::SessionId;
@@ -114,7 +114,7 @@ impl Coordinator {
             held,
             live,
         } = registration;
-        if slots == 0 || held.len() > BATCH_ENTRIES_MAX {
+        if slots == 0 || held.len() > HELD_MAX {
             let why = format!("{slots} slots, {} attempts held", held.len());
             out.push(close(session, ErrorCode::InvalidRequest, why));
             return;
