@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use volley_protocol::{AdapterVersion, GroupIndex, JobId, RangeSet, RolloutId};
 
 use crate::config::{Config, Schedule};
+use crate::counters::GroupCounters;
 use crate::effect::{Effect, Group};
 use crate::ledger::Ledger;
 
@@ -20,17 +21,6 @@ pub(crate) struct Pending {
     pub(crate) version: AdapterVersion,
     /// The intake write that holds it.
     pub(crate) write: u64,
-}
-
-/// What became of groups that were not trained, and of those that lost members.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct GroupCounters {
-    /// Trained with fewer members than they should have.
-    pub degraded: u64,
-    /// Dropped: fewer members left than the configured least.
-    pub short: u64,
-    /// Dropped: played by a version older than the staleness bound.
-    pub stale: u64,
 }
 
 /// Every group of the job that is not trained.

@@ -7,9 +7,10 @@ use volley_protocol::{Digest, ErrorCode, Fault};
 
 use crate::chain::Chain;
 use crate::config::{Config, Restored};
+use crate::counters::Counters;
 use crate::deliveries::Deliveries;
 use crate::effect::Effect;
-use crate::groups::{GroupCounters, Groups};
+use crate::groups::Groups;
 use crate::input::{Input, Millis, SessionId};
 use crate::ledger::Ledger;
 use crate::receipts::Receipts;
@@ -17,25 +18,6 @@ use crate::restore::settled_by;
 
 /// Ranges of one `Reconcile`: 16 bytes each, three quarters of a control frame.
 const RECONCILE_RANGES_MAX: usize = 48 << 10;
-
-/// What became of results, since the process began.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Accepted.
-    pub accepted: u64,
-    /// Settled as failed, whoever found it.
-    pub failed: u64,
-    /// Results of rollouts that were settled before.
-    pub duplicates: u64,
-    /// Results that settle nothing: undecodable, of another job, or never admitted.
-    pub unusable: u64,
-    /// Settled as failed because another version than the pinned one played.
-    pub mismatched: u64,
-    /// Accepted although their arithmetic is of another class than the learner's.
-    pub foreign_numerics: u64,
-    /// Groups.
-    pub groups: GroupCounters,
-}
 
 /// The learner.
 ///

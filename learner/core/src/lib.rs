@@ -21,6 +21,7 @@ pub mod effect;
 pub mod input;
 
 mod chain;
+mod counters;
 mod deliveries;
 mod groups;
 mod intake;
@@ -33,7 +34,7 @@ mod steps;
 mod tests;
 
 pub use config::{Config, Restored, Schedule};
+pub use counters::{Counters, GroupCounters};
 pub use effect::{Batch, Effect, Group, Keep};
-pub use groups::GroupCounters;
 pub use input::{Arrival, Input, Millis, SessionId};
-pub use learner::{Counters, Learner};
+pub use learner::Learner;

@@ -13,6 +13,9 @@ use volley_protocol::{
 
 use crate::*;
 
+mod histories;
+mod world;
+
 const JOB: JobId = JobId(7);
 const RUN: RunId = RunId(1);
 const COORDINATOR: SessionId = SessionId(1);
