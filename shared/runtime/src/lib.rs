@@ -5,6 +5,8 @@
 //! | [`process`] | starts role processes, hands them their identity, restarts dead ones |
 //! | [`segment`] | append-only record files that know what was synced |
 //! | [`store`] | the coordinator's records: one durable transaction per call |
+//! | [`config`] | TOML files whose mistakes are told with their place |
+//! | [`recipe`] | the training recipe |
 //! | [`cluster_file`] | where a cluster on this machine is |
 //! | [`lock`] | one process per data directory |
 //! | [`files`] | files that are there whole or not at all |
@@ -14,6 +16,7 @@
 //! | [`env_vars`] | every environment variable, in one table |
 
 pub mod cluster_file;
+pub mod config;
 pub mod conversation;
 pub mod env_vars;
 mod faults;
@@ -21,6 +24,7 @@ pub mod files;
 pub mod greeting;
 pub mod lock;
 pub mod process;
+pub mod recipe;
 pub mod segment;
 pub mod store;
 pub mod telemetry;

@@ -1,0 +1,212 @@
+//! What the values of a recipe may be.
+
+use std::fmt::Display;
+use std::ops::RangeInclusive;
+
+use volley_protocol::limits::{GROUP_SIZE_MAX, JOB_ROLLOUTS_MAX, NAME_BYTES_MAX};
+
+use super::{LossName, Recipe, Schedule};
+
+/// Rollouts that may be open at once: their ranges must fit one `Reconcile` of the learner.
+const WINDOW_ROLLOUTS_MAX: u64 = 1 << 15;
+
+/// Steps of a run; bounds arithmetic, not ambition.
+const STEPS_MAX: u64 = 1_000_000;
+
+/// A key and what is wrong with its value.
+type Violation = (&'static str, String);
+
+/// The first value that is not allowed, in the order of the file.
+pub(super) fn first_violation(recipe: &Recipe) -> Option<Violation> {
+    let checks = [
+        names, batches, loss, optimiser, adapter, processes, evaluation,
+    ];
+    checks.iter().find_map(|check| check(recipe).err())
+}
+
+fn within<T>(key: &'static str, value: T, range: RangeInclusive<T>) -> Result<(), Violation>
+where
+    T: PartialOrd + Display,
+{
+    if range.contains(&value) {
+        return Ok(());
+    }
+    Err((
+        key,
+        format!(
+            "is {value}; allowed is {} to {}",
+            range.start(),
+            range.end()
+        ),
+    ))
+}
+
+/// For numbers that may come near `low`, but not be it.
+fn above(key: &'static str, value: f64, low: f64, high: f64) -> Result<(), Violation> {
+    if value > low && value <= high {
+        return Ok(());
+    }
+    Err((
+        key,
+        format!("is {value}; allowed is more than {low}, at most {high}"),
+    ))
+}
+
+fn below(key: &'static str, value: f64, low: f64, high: f64) -> Result<(), Violation> {
+    if value >= low && value < high {
+        return Ok(());
+    }
+    Err((
+        key,
+        format!("is {value}; allowed is {low} to less than {high}"),
+    ))
+}
+
+fn names(recipe: &Recipe) -> Result<(), Violation> {
+    for (key, name) in [("name", &recipe.name), ("environment", &recipe.environment)] {
+        let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "._-".contains(c);
+        let good = (1..=NAME_BYTES_MAX).contains(&name.len())
+            && name.chars().all(allowed)
+            && !name.starts_with(['.', '-']);
+        if !good {
+            let what = format!(
+                "is {name:?}; allowed are 1 to {NAME_BYTES_MAX} of a-z, 0-9, `.`, `_`, `-`, \
+                 beginning with a letter, digit or `_`"
+            );
+            return Err((key, what));
+        }
+    }
+    if recipe.model.as_os_str().is_empty() {
+        return Err(("model", "is empty; due is the folder of a model".into()));
+    }
+    Ok(())
+}
+
+fn batches(recipe: &Recipe) -> Result<(), Violation> {
+    let train = &recipe.train;
+    within("train.steps", train.steps, 1..=STEPS_MAX)?;
+    within("train.groups_per_step", train.groups_per_step, 1..=4096)?;
+    // One rollout has nothing to be compared with: its advantage is always 0.
+    within("train.group_size", train.group_size, 2..=GROUP_SIZE_MAX)?;
+    within("train.max_staleness", train.max_staleness, 0..=100)?;
+    let open = train.rollouts_per_step() * (u64::from(train.staleness_max()) + 1);
+    if open > WINDOW_ROLLOUTS_MAX {
+        let staleness = match train.schedule {
+            Schedule::Sync => "",
+            Schedule::Async => " × (max_staleness + 1)",
+        };
+        let what = format!(
+            "makes {open} rollouts open at once (groups_per_step × group_size{staleness}); \
+             allowed are {WINDOW_ROLLOUTS_MAX}"
+        );
+        return Err(("train.groups_per_step", what));
+    }
+    if train.steps.saturating_mul(train.rollouts_per_step()) > JOB_ROLLOUTS_MAX {
+        let what = format!("makes more than {JOB_ROLLOUTS_MAX} rollouts in all");
+        return Err(("train.steps", what));
+    }
+    within(
+        "train.first_instance",
+        train.first_instance,
+        0..=u64::MAX / 2,
+    )?;
+    within(
+        "train.checkpoint_every",
+        train.checkpoint_every,
+        1..=STEPS_MAX,
+    )?;
+    within("train.retain_versions", train.retain_versions, 1..=10_000)?;
+    match train.train_seconds_max {
+        Some(seconds) => within("train.train_seconds_max", seconds, 1..=100 * 86_400),
+        None => Ok(()),
+    }
+}
+
+fn loss(recipe: &Recipe) -> Result<(), Violation> {
+    let train = &recipe.train;
+    let meaningless = |key, value: Option<f64>, fits: bool| match value {
+        Some(_) if !fits => Err((
+            key,
+            format!("has no meaning with loss = \"{}\"", train.loss),
+        )),
+        _ => Ok(()),
+    };
+    meaningless("train.clip_low", train.clip_low, train.clip().is_some())?;
+    meaningless("train.clip_high", train.clip_high, train.clip().is_some())?;
+    meaningless(
+        "train.dro_beta",
+        train.dro_beta,
+        train.loss == LossName::Dro,
+    )?;
+    if let Some((low, high)) = train.clip() {
+        within("train.clip_low", low, 0.0..=1.0)?;
+        within("train.clip_high", high, 1.0..=1e6)?;
+    }
+    within("train.dro_beta", train.dro_beta(), 0.0..=1e3)
+}
+
+fn optimiser(recipe: &Recipe) -> Result<(), Violation> {
+    let train = &recipe.train;
+    above("train.learning_rate", train.learning_rate, 0.0, 1.0)?;
+    within("train.grad_clip", train.grad_clip, 0.0..=1e6)?;
+    below("train.beta1", train.beta1, 0.0, 1.0)?;
+    below("train.beta2", train.beta2, 0.0, 1.0)?;
+    above("train.eps", train.eps, 0.0, 1.0)?;
+    within("train.weight_decay", train.weight_decay, 0.0..=10.0)
+}
+
+fn adapter(recipe: &Recipe) -> Result<(), Violation> {
+    within("lora.rank", recipe.lora.rank, 1..=512)?;
+    above("lora.alpha", recipe.lora.alpha, 0.0, 1e5)?;
+    let mut targets = recipe.lora.targets.clone();
+    targets.sort_unstable();
+    if targets.is_empty() {
+        return Err((
+            "lora.targets",
+            "is empty; due is at least one projection".into(),
+        ));
+    }
+    if let Some(pair) = targets.windows(2).find(|pair| pair[0] == pair[1]) {
+        return Err(("lora.targets", format!("names `{}` twice", pair[0])));
+    }
+    within(
+        "sampling.temperature",
+        recipe.sampling.temperature,
+        0.0..=100.0,
+    )?;
+    match recipe.sampling.max_new_tokens {
+        Some(tokens) => within("sampling.max_new_tokens", tokens, 1..=65_536),
+        None => Ok(()),
+    }
+}
+
+fn processes(recipe: &Recipe) -> Result<(), Violation> {
+    within("workers.count", recipe.workers.count, 1..=1024)?;
+    within("workers.slots", recipe.workers.slots, 1..=4096)?;
+    within("workers.threads", recipe.workers.threads, 1..=256)?;
+    within("learner.threads", recipe.learner.threads, 1..=256)
+}
+
+fn evaluation(recipe: &Recipe) -> Result<(), Violation> {
+    let (train, held_out) = (&recipe.train, &recipe.evaluation);
+    within("evaluation.instances", held_out.instances, 0..=1_000_000)?;
+    within(
+        "evaluation.first_instance",
+        held_out.first_instance,
+        0..=u64::MAX / 2,
+    )?;
+    let trained = train.steps * u64::from(train.groups_per_step);
+    let trained = train.first_instance..train.first_instance.saturating_add(trained);
+    let held_out = held_out.first_instance..held_out.first_instance + held_out.instances;
+    if held_out.start < trained.end && trained.start < held_out.end {
+        let what = format!(
+            "makes the held-out instances {} to {} overlap with those of training, {} to {}",
+            held_out.start,
+            held_out.end - 1,
+            trained.start,
+            trained.end - 1
+        );
+        return Err(("evaluation.first_instance", what));
+    }
+    Ok(())
+}
