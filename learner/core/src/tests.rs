@@ -427,6 +427,17 @@ fn an_asynchronous_run_takes_whole_groups_as_they_come() {
 }
 
 #[test]
+fn the_lowest_groups_go_first_when_more_than_a_batch_wait() {
+    let mut bench = Bench::connected(config(Schedule::Async { max_staleness: 2 }, 4));
+    bench.settle(&[(8, 0), (9, 0), (10, 0), (11, 0)]);
+    bench.settle(&[(4, 0), (5, 0), (2, 0), (3, 0), (0, 0), (1, 0)]);
+    bench.take();
+    bench.step_done(1);
+    let batch = bench.batch().expect("three groups wait");
+    assert_eq!(batch.groups, [group(0, &[0, 1]), group(1, &[2, 3])]);
+}
+
+#[test]
 fn nothing_beyond_the_staleness_bound_is_trained() {
     let mut bench = Bench::connected(config(Schedule::Async { max_staleness: 1 }, 4));
     bench.settle(&[(0, 0)]);
