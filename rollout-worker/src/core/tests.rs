@@ -356,6 +356,31 @@ fn results_follow_a_learner_that_moved() {
 }
 
 #[test]
+fn an_old_session_acknowledges_nothing() {
+    let mut bench = Bench::connected(1);
+    let addr = addr(1);
+    bench.lease(
+        1,
+        vec![lease(0, LeasePolicy::Base, SinkAddr::Learner(addr))],
+    );
+    for session in [SessionId(50), SessionId(51)] {
+        bench.apply(Input::SinkUp { addr, session });
+    }
+    bench.done(0);
+    bench.take();
+    for (session, freed) in [(SessionId(50), false), (SessionId(51), true)] {
+        let message = FromSink::Delivered { upto: 1 };
+        bench.apply(Input::Sink {
+            addr,
+            session,
+            message,
+        });
+        let free = |effect: &Effect| matches!(effect, Effect::Free { .. });
+        assert_eq!(bench.take().iter().any(free), freed);
+    }
+}
+
+#[test]
 fn an_unreachable_learner_is_dialled_ever_more_slowly_and_nothing_is_lost() {
     let mut bench = Bench::connected(2);
     let sink = SinkAddr::Learner(addr(1));
