@@ -9,13 +9,13 @@ use std::fs;
 use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::process::{Pid, test_kill_process};
 use serde::{Deserialize, Serialize};
 use volley_protocol::{Digest, ErrorCode, Fault};
 
 use crate::env_vars::{HOME, VOLLEY_ADDR, XDG_RUNTIME_DIR, XDG_STATE_HOME};
+use crate::run_dir::unix_ms;
 use crate::{faults, files};
 
 const FILE: &str = "cluster.json";
@@ -247,13 +247,6 @@ fn pointer_dirs() -> Vec<PathBuf> {
         .flatten()
         .map(|dir| dir.join("volley/clusters"))
         .collect()
-}
-
-fn unix_ms() -> u64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

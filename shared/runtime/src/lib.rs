@@ -7,6 +7,7 @@
 //! | [`store`] | the coordinator's records: one durable transaction per call |
 //! | [`config`] | TOML files whose mistakes are told with their place |
 //! | [`recipe`] | the training recipe |
+//! | [`run_dir`] | the directory of a training run |
 //! | [`cluster_file`] | where a cluster on this machine is |
 //! | [`lock`] | one process per data directory |
 //! | [`files`] | files that are there whole or not at all |
@@ -25,6 +26,7 @@ pub mod greeting;
 pub mod lock;
 pub mod process;
 pub mod recipe;
+pub mod run_dir;
 pub mod segment;
 pub mod store;
 pub mod telemetry;
