@@ -11,7 +11,7 @@
 //! | [`cluster_file`] | where a cluster on this machine is |
 //! | [`lock`] | one process per data directory |
 //! | [`files`] | files that are there whole or not at all |
-//! | [`telemetry`] | logs |
+//! | [`telemetry`] | log lines, and text from elsewhere made safe to show |
 //! | [`greeting`] | hello and welcome |
 //! | [`conversation`] | dial, read typed messages, bounded |
 //! | [`env_vars`] | every environment variable, in one table |

@@ -61,6 +61,11 @@ fn play_role() {
             watch(&handoff);
             std::thread::sleep(Duration::from_secs(600));
         }
+        "log-two-lines" => {
+            crate::telemetry::init("info", &crate::telemetry::LogOutput::Stderr).expect("init");
+            tracing::info!("below the filter");
+            tracing::warn!("heard");
+        }
         other => panic!("no role {other}"),
     }
 }

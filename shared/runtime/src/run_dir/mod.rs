@@ -35,7 +35,7 @@ use crate::{faults, files};
 pub use host::Host;
 pub use info::{Evaluation, RunInfoFile, RunProgress};
 pub use metrics::{metrics_line, read_metrics};
-pub(crate) use stamp::unix_ms;
+pub(crate) use stamp::{unix_ms, utc_exact};
 pub use stamp::{utc_stamp, utc_text};
 
 /// Runs of one name that begin within the same second.

@@ -26,6 +26,13 @@ pub fn utc_text(unix_ms: u64) -> String {
     format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02} UTC")
 }
 
+/// `2026-11-21T10:15:30.123Z`, for logs.
+pub(crate) fn utc_exact(unix_ms: u64) -> String {
+    let (year, month, day, hour, minute, second) = split(unix_ms);
+    let ms = unix_ms % 1000;
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{ms:03}Z")
+}
+
 fn split(unix_ms: u64) -> (u64, u64, u64, u64, u64, u64) {
     let seconds = unix_ms / 1000;
     let (year, month, day) = civil(seconds / DAY_S);
@@ -67,6 +74,7 @@ mod tests {
         assert_eq!(utc_stamp(0), "19700101-000000");
         assert_eq!(utc_stamp(951_782_400_000), "20000229-000000");
         assert_eq!(utc_stamp(1_795_256_130_999), "20261121-101530");
+        assert_eq!(utc_exact(1_795_256_130_009), "2026-11-21T10:15:30.009Z");
         assert_eq!(utc_text(1_795_256_130_999), "2026-11-21 10:15 UTC");
     }
 }

@@ -1,4 +1,4 @@
-//! Logs: what is read of them.
+//! Text that came from elsewhere, made safe to show.
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
