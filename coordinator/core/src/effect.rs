@@ -50,7 +50,8 @@ pub enum Effect {
     ///
     /// A result is valid for this job when its attempt has the current epoch, or the one before
     /// and `index < known`. Anything else belongs to an extent that a crash took back before it
-    /// was synced: acknowledge it to the worker, but do not keep it.
+    /// was synced: acknowledge it to the worker, but do not keep it. For the same reason, records
+    /// at or beyond `known` that are found in the segments are deleted when they are opened.
     RelayOpen {
         /// The job.
         spec: JobSpec,

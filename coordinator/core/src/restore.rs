@@ -114,6 +114,8 @@ impl Coordinator {
         let mut pins = Vec::new();
         let mut finished = Vec::new();
         for (id, job) in self.jobs.iter_mut() {
+            job.known = job.total();
+            job.relay_ready = job.spec.sink != SinkRef::Relay;
             if job.state != JobState::Open {
                 job.pins.clear();
                 finished.push(*id);
@@ -124,8 +126,6 @@ impl Coordinator {
             if let PolicyRef::Version(version) = job.spec.policy {
                 pins.push(version);
             }
-            job.known = job.total();
-            job.relay_ready = job.spec.sink != SinkRef::Relay;
         }
         for job in finished {
             // Their time begins anew: the clock of an earlier life means nothing here.

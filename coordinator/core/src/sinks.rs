@@ -47,11 +47,17 @@ impl Coordinator {
         let Some(job) = self.jobs.get_mut(id) else {
             return;
         };
-        if job.spec.sink != SinkRef::Relay {
-            return;
+        if job.spec.sink != SinkRef::Relay || job.relay_ready {
+            return; // Answered before, or opened in this life.
         }
         job.relay_ready = true;
-        self.reconcile(id, accepted, failed, out);
+        let durable = job.known;
+        let cut = |set: &RangeSet| {
+            ranges::difference(set, &RangeSet::new(), durable)
+                .into_iter()
+                .collect()
+        };
+        self.reconcile(id, &cut(accepted), &cut(failed), out);
     }
 
     /// Settles rollouts, whatever was known of them; one record for each job.
