@@ -35,6 +35,8 @@ env_vars! {
     VOLLEY_HANDOFF;
     /// Any value switches colours off (no-color.org).
     NO_COLOR;
+    /// Name of the terminal; on a `dumb` one the monitor prints a plain table.
+    TERM;
     /// Directory of the user for sockets and pointers of this login.
     XDG_RUNTIME_DIR;
     /// Directory of the user for state that outlives a login.
