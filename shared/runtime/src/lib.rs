@@ -8,6 +8,7 @@
 //! | [`config`] | TOML files whose mistakes are told with their place |
 //! | [`recipe`] | the training recipe |
 //! | [`run_dir`] | the directory of a training run |
+//! | [`report`] | `report.html` of a run |
 //! | [`cluster_file`] | where a cluster on this machine is |
 //! | [`lock`] | one process per data directory |
 //! | [`files`] | files that are there whole or not at all |
@@ -26,6 +27,7 @@ pub mod greeting;
 pub mod lock;
 pub mod process;
 pub mod recipe;
+pub mod report;
 pub mod run_dir;
 pub mod segment;
 pub mod store;

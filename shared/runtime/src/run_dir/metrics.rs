@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use volley_protocol::run::StepReport;
 use volley_protocol::{ErrorCode, Fault};
 
@@ -49,9 +49,17 @@ pub fn read_metrics(path: &Path) -> Result<Vec<StepReport>, Fault> {
     Ok(steps.into_values().collect())
 }
 
+/// Fields that are missing (an earlier build did not know them) or null (JSON has no NaN) are 0.
 fn parse(line: &[u8]) -> Result<StepReport, String> {
-    let mut value: Value = serde_json::from_slice(line).map_err(|error| error.to_string())?;
-    if let Some(hex) = value.get("digest").and_then(Value::as_str) {
+    let said: Map<String, Value> = serde_json::from_slice(line).map_err(|e| e.to_string())?;
+    if !said.get("step").is_some_and(Value::is_u64) {
+        return Err("it has no step".to_owned());
+    }
+    let mut value = json!(StepReport::default());
+    for (name, field) in said.into_iter().filter(|(_, field)| !field.is_null()) {
+        value[name] = field;
+    }
+    if let Some(hex) = value["digest"].as_str() {
         let bytes = unhex(hex).ok_or_else(|| format!("`{hex}` is no digest"))?;
         value["digest"] = json!(bytes);
     }
