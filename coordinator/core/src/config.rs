@@ -15,8 +15,8 @@ pub struct CoordinatorConfig {
     pub lease_ms: u64,
     /// A lost session's leases wait this long for its worker to come back.
     pub reattach_grace_ms: u64,
-    /// After a restart, restored jobs wait this long before they are leased again: workers come
-    /// back with what they hold, and nothing is executed twice for no reason.
+    /// After a restart, restored jobs wait this long before they are leased again, and no workers
+    /// are started: those of the last life come back, with what they hold.
     pub restore_grace_ms: u64,
     /// The autoscaler.
     pub scaling: ScalingConfig,

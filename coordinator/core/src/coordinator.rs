@@ -41,7 +41,9 @@ pub struct Coordinator {
     pub(crate) exits: VecDeque<Millis>,
     pub(crate) start_not_before: Millis,
     pub(crate) provision_fault: Option<String>,
-    /// Restored jobs are not leased before then.
+    /// Something was recorded before this life: workers of the last one may come back.
+    pub(crate) restored: bool,
+    /// Restored jobs are not leased, and no workers are started, before then.
     pub(crate) hold_until: Option<Millis>,
     pub(crate) housekeep_at: Millis,
 }
@@ -66,6 +68,7 @@ impl Coordinator {
             exits: VecDeque::new(),
             start_not_before: Millis(0),
             provision_fault: None,
+            restored: false,
             hold_until: None,
             housekeep_at: Millis(0),
         }

@@ -187,13 +187,14 @@ impl Coordinator {
             PolicyRef::Version(version) => version,
             PolicyRef::Latest(run) => {
                 let group = job.spec.group_of(index);
+                // Also when an earlier call pinned it: its record may still be on its way.
+                *pinned = true;
                 if let Some(version) = job.pins.get(&group) {
                     *version
                 } else {
                     let version = self.registry.head(run)?;
                     job.pins.insert(group, version);
                     self.registry.pin(version);
-                    *pinned = true;
                     let record = Record::GroupPinned {
                         job: id,
                         group,

@@ -24,7 +24,8 @@ pub enum Effect {
         session: SessionId,
         /// What.
         message: ToWorker,
-        /// Only after the batch's records are synced (a lease that pins a group's version).
+        /// Only after the batch's records, and all earlier ones, are synced: leases that play a
+        /// group's pinned version, which no crash may change.
         after_commit: bool,
     },
     /// Say this to a learner.

@@ -25,6 +25,7 @@ impl Coordinator {
     ) -> Self {
         let mut coordinator = Self::new(config, epoch);
         for record in records {
+            coordinator.restored = true;
             coordinator.replay(record);
         }
         coordinator.after_replay();
@@ -142,8 +143,7 @@ impl Coordinator {
         self.housekeep_at = self.now;
         persist(Record::Epoch(self.epoch), out);
         self.jobs.refinish(self.now);
-        let restored = self.jobs.iter().any(|(_, job)| job.state == JobState::Open);
-        if restored {
+        if self.restored {
             self.hold_until = Some(self.now.after(self.config.restore_grace_ms));
         }
         for (_, job) in self

@@ -27,7 +27,7 @@ impl Coordinator {
         let (demand, crew) = (self.demand(), self.crew());
         let scaling = &self.config.scaling;
         self.decision = autoscale::decide(scaling, &mut self.calm, &demand, &crew, self.now);
-        if self.now >= self.start_not_before {
+        if self.now >= self.start_not_before && self.hold_until.is_none() {
             for _ in 0..self.decision.start {
                 self.start_worker(out);
             }
