@@ -15,6 +15,7 @@ pub use config::{LoraConfig, Target};
 
 use crate::config::ModelConfig;
 use crate::error::EngineError;
+use crate::model::{PackedAdapter, PackedCell};
 
 /// The two factors of one adapted layer.
 #[derive(Clone, Debug, PartialEq)]
@@ -33,6 +34,7 @@ pub type LayerAdapter = [Option<LoraPair>; Target::ALL.len()];
 pub struct Adapter {
     config: LoraConfig,
     layers: Vec<LayerAdapter>,
+    packed: PackedCell,
 }
 
 /// Which factor of a pair.
@@ -99,6 +101,11 @@ impl Adapter {
         self.config.rank
     }
 
+    /// The factors as the matrix product reads them, packed at the first call.
+    pub(crate) fn packed(&self) -> &PackedAdapter {
+        self.packed.get(self)
+    }
+
     /// Number of transformer layers.
     #[must_use]
     pub const fn num_layers(&self) -> usize {
@@ -145,6 +152,13 @@ impl Adapter {
                 })
             })
         })
+    }
+
+    /// The values of every tensor, in the order of [`Self::tensors`].
+    pub(crate) fn values_mut(&mut self) -> impl Iterator<Item = &mut [f32]> {
+        self.packed = PackedCell::default();
+        let pairs = self.layers.iter_mut().flatten().flatten();
+        pairs.flat_map(|pair| [pair.a.as_mut_slice(), pair.b.as_mut_slice()])
     }
 
     /// Number of values.

@@ -107,6 +107,18 @@ pub enum EngineError {
         /// First offending element, row-major.
         index: usize,
     },
+    /// A loss or a gradient is NaN or infinite; no update was made.
+    #[error("{what} is not finite; the step was abandoned")]
+    LossNonfinite {
+        /// Which number.
+        what: String,
+    },
+    /// A saved optimiser state that is damaged or belongs to another adapter.
+    #[error("the saved training state cannot be restored: {reason}")]
+    StateInvalid {
+        /// What is wrong.
+        reason: String,
+    },
     /// The tokenizer or its chat template cannot be read or applied.
     #[error("{}: {reason}", file.display())]
     TokenizerInvalid {
@@ -155,6 +167,8 @@ impl EngineError {
             Self::ModelUnsupported { .. } => "MODEL_UNSUPPORTED",
             Self::AdapterMismatch { .. } => "ADAPTER_MISMATCH",
             Self::AdapterNonfinite { .. } => "ADAPTER_NONFINITE",
+            Self::LossNonfinite { .. } => "LOSS_NONFINITE",
+            Self::StateInvalid { .. } => "CHECKPOINT_INVALID",
             Self::TokenizerInvalid { .. } => "TOKENIZER_INVALID",
             Self::ContextExceeded { .. } => "CONTEXT_EXCEEDED",
             Self::TokenOutOfRange { .. } => "TOKEN_OUT_OF_RANGE",

@@ -8,6 +8,7 @@ use super::{
 };
 use crate::config::ModelConfig;
 use crate::error::EngineError;
+use crate::model::PackedCell;
 use crate::safetensors::{Dtype, SafetensorsFile, TensorData, serialize};
 
 /// Names the layout of the metadata; another number is another layout.
@@ -122,7 +123,11 @@ impl Settings {
             targets: adapted(&layers),
         };
         config.check()?;
-        Ok(Adapter { config, layers })
+        Ok(Adapter {
+            config,
+            layers,
+            packed: PackedCell::default(),
+        })
     }
 }
 

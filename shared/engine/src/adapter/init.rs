@@ -3,6 +3,7 @@
 use super::{Adapter, LayerAdapter, LoraConfig, LoraPair, Target};
 use crate::config::ModelConfig;
 use crate::error::EngineError;
+use crate::model::PackedCell;
 
 impl Adapter {
     /// A fresh adapter. `A` is uniform in `±1/sqrt(in)`: Kaiming's uniform initialisation with
@@ -23,6 +24,7 @@ impl Adapter {
         Ok(Self {
             config: config.clone(),
             layers: layers.collect(),
+            packed: PackedCell::default(),
         })
     }
 }

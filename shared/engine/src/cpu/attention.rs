@@ -1,0 +1,347 @@
+//! Causal grouped-query attention over cached keys and values.
+//!
+//! For a query q at position p, per head: `s[j] = scale * chain over d of q[d] k[j][d]` for the
+//! keys j = 0..=p; `m = max s`; `e[j] = exp(s[j] - m)`; `z` = sum of e in sixteen lanes by
+//! `j % 16`, then the fixed tree; `out = (chain over ascending j of e[j] v[j]) * (1 / z)`.
+//! Nothing here depends on which other queries are computed at the same time: a tile of
+//! queries shares the reading of keys and values, never a sum.
+
+use std::cell::RefCell;
+
+use super::gemm::{chains, store_part};
+use super::math::exp;
+use super::simd::{Kernel, LANES, Simd, max_lanes, sum_lanes};
+use super::threads::Threads;
+use super::tiles::{Tile, TileGrid};
+use crate::kv::LayerCache;
+
+/// Rows of one chunk.
+const ROW_BLOCK: usize = 16;
+/// Multiply-adds below which attention stays on one thread, about 4 µs of work.
+const PARALLEL_MIN: usize = 100_000;
+
+/// Sizes of the heads.
+#[derive(Debug, Clone, Copy)]
+pub struct Heads {
+    /// Query heads.
+    pub queries: usize,
+    /// Key and value heads; divides `queries`.
+    pub kv: usize,
+    /// Width of a head.
+    pub dim: usize,
+    /// Factor of the scores, usually `dim^-1/2`.
+    pub scale: f32,
+}
+
+/// Where a row of queries belongs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RowPlace {
+    /// Index of its sequence's cache.
+    pub sequence: u32,
+    /// Its position; it sees keys `0..=position`.
+    pub position: u32,
+}
+
+/// `out[rows, queries * dim]` from rotated `q` of the same shape. Rows of one sequence are
+/// next to each other with ascending positions, and their keys and values are in the cache.
+///
+/// # Panics
+/// When the lengths do not fit.
+pub fn attention(
+    threads: &Threads,
+    heads: Heads,
+    q: &[f32],
+    places: &[RowPlace],
+    caches: &[&LayerCache],
+    out: &mut [f32],
+) {
+    let width = heads.queries * heads.dim;
+    assert_eq!(
+        q.len(),
+        places.len() * width,
+        "q is [{}, {width}]",
+        places.len()
+    );
+    let group = heads.queries / heads.kv;
+    let isa = threads.isa();
+    let keys: usize = places.iter().map(|place| place.position as usize + 1).sum();
+    let mut grid = TileGrid::default();
+    grid.push(out, [places.len(), width], [ROW_BLOCK, group * heads.dim]);
+    grid.run(threads, keys * width * 2 >= PARALLEL_MIN, |mut tile| {
+        SCORES.with_borrow_mut(|scores| {
+            let mut row = tile.rows.start;
+            while row < tile.rows.end {
+                let place = places[row];
+                let same = |p: &&RowPlace| p.sequence == place.sequence;
+                let rows = places[row..tile.rows.end].iter().take_while(same).count();
+                let cache = caches[place.sequence as usize];
+                let run = Run {
+                    heads,
+                    q,
+                    places,
+                    cache,
+                    row,
+                    rows,
+                };
+                isa.dispatch(Attend {
+                    run,
+                    tile: &mut tile,
+                    scores,
+                });
+                row += rows;
+            }
+        });
+    });
+}
+
+thread_local! {
+    /// Scores of the queries that a thread is working on.
+    static SCORES: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Consecutive rows of one sequence.
+#[derive(Clone, Copy)]
+struct Run<'a> {
+    heads: Heads,
+    q: &'a [f32],
+    places: &'a [RowPlace],
+    cache: &'a LayerCache,
+    row: usize,
+    rows: usize,
+}
+
+struct Attend<'a, 'b> {
+    run: Run<'a>,
+    tile: &'a mut Tile<'b>,
+    scores: &'a mut Vec<f32>,
+}
+
+impl Kernel for Attend<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) {
+        // A register tile holds pairs of (row, head of the group), row by row.
+        let pairs = self.run.rows * (self.run.heads.queries / self.run.heads.kv);
+        let mut pair = 0;
+        while pair < pairs {
+            pair += match pairs - pair {
+                6.. => self.pairs::<S, 6>(s, pair),
+                4.. => self.pairs::<S, 4>(s, pair),
+                3 => self.pairs::<S, 3>(s, pair),
+                2 => self.pairs::<S, 2>(s, pair),
+                _ => self.pairs::<S, 1>(s, pair),
+            };
+        }
+    }
+}
+
+impl Attend<'_, '_> {
+    /// `R` pairs from `first`. Returns `R`.
+    #[inline(always)]
+    fn pairs<S: Simd, const R: usize>(&mut self, s: S, first: usize) -> usize {
+        let Run {
+            heads,
+            q,
+            places,
+            cache,
+            row,
+            ..
+        } = self.run;
+        let group = heads.queries / heads.kv;
+        let kv_head = self.tile.cols.start / (group * heads.dim);
+        let mut queries: [&[f32]; R] = [&[]; R];
+        let mut limits = [0usize; R];
+        for r in 0..R {
+            let (row, head) = (row + (first + r) / group, (first + r) % group);
+            let begin = (row * heads.queries + kv_head * group + head) * heads.dim;
+            queries[r] = &q[begin..][..heads.dim];
+            limits[r] = places[row].position as usize + 1;
+        }
+        let stride = limits[R - 1].next_multiple_of(LANES);
+        if self.scores.len() < R * stride {
+            self.scores.resize(R * stride, 0.0);
+        }
+        let scores = &mut self.scores[..R * stride];
+        score(s, queries, cache, kv_head, heads.scale, scores);
+        let mut inverse = [0.0f32; R];
+        for r in 0..R {
+            inverse[r] = 1.0 / exp_and_sum(s, &mut scores[r * stride..][..stride], limits[r]);
+        }
+        let values = Values {
+            cache,
+            kv_head,
+            scores,
+            limits,
+        };
+        let panels = cache.value_panels();
+        let mut panel = 0;
+        while panel < panels {
+            let left = panels - panel;
+            let wide = if left >= 4 && 4 * R <= S::ACCUMULATORS {
+                4
+            } else if left >= 2 && 2 * R <= S::ACCUMULATORS {
+                2
+            } else {
+                1
+            };
+            let at = Place {
+                row,
+                first,
+                group,
+                panel,
+                dim: heads.dim,
+            };
+            match wide {
+                4 => values.write_sums::<S, 4>(s, inverse, at, self.tile),
+                2 => values.write_sums::<S, 2>(s, inverse, at, self.tile),
+                _ => values.write_sums::<S, 1>(s, inverse, at, self.tile),
+            }
+            panel += wide;
+        }
+        R
+    }
+}
+
+/// `scores[r, j] = scale * q[r] . k[j]` for all keys of the blocks that `scores` covers.
+#[inline(always)]
+fn score<S: Simd, const R: usize>(
+    s: S,
+    queries: [&[f32]; R],
+    cache: &LayerCache,
+    kv_head: usize,
+    scale: f32,
+    scores: &mut [f32],
+) {
+    let stride = scores.len() / R;
+    let blocks = stride / LANES;
+    let mut block = 0;
+    while block < blocks {
+        let left = blocks - block;
+        let to = &mut scores[block * LANES..];
+        block += if left >= 4 && 4 * R <= S::ACCUMULATORS {
+            score_blocks::<S, R, 4>(s, queries, (cache, kv_head, block), scale, to, stride)
+        } else if left >= 2 && 2 * R <= S::ACCUMULATORS {
+            score_blocks::<S, R, 2>(s, queries, (cache, kv_head, block), scale, to, stride)
+        } else {
+            score_blocks::<S, R, 1>(s, queries, (cache, kv_head, block), scale, to, stride)
+        };
+    }
+}
+
+/// Scores of `B` blocks of keys. Returns `B`.
+#[inline(always)]
+fn score_blocks<S: Simd, const R: usize, const B: usize>(
+    s: S,
+    queries: [&[f32]; R],
+    (cache, kv_head, block): (&LayerCache, usize, usize),
+    scale: f32,
+    to: &mut [f32],
+    stride: usize,
+) -> usize {
+    let keys: [&[[f32; LANES]]; B] = std::array::from_fn(|b| cache.key_panel(block + b, kv_head));
+    let acc = chains(s, queries, keys, [[s.splat(0.0); B]; R]);
+    let scale = s.splat(scale);
+    for r in 0..R {
+        for b in 0..B {
+            store_part(
+                s,
+                &mut to[r * stride + b * LANES..][..LANES],
+                s.mul(acc[r][b], scale),
+            );
+        }
+    }
+    B
+}
+
+/// Replaces the scores of one query by `exp(score - max)`, zero from `limit` on, and returns
+/// their sum.
+#[inline(always)]
+fn exp_and_sum<S: Simd>(s: S, scores: &mut [f32], limit: usize) -> f32 {
+    scores[limit..].fill(f32::NEG_INFINITY);
+    let blocks = scores.as_chunks_mut::<LANES>().0;
+    let mut max = s.splat(f32::NEG_INFINITY);
+    for block in &*blocks {
+        max = s.max(s.load(block), max);
+    }
+    let max = s.splat(max_lanes(s, max));
+    let mut sum = s.splat(0.0);
+    for block in blocks {
+        let weight = exp(s, s.sub(s.load(block), max));
+        sum = s.add(sum, weight);
+        s.store(block, weight);
+    }
+    sum_lanes(s, sum)
+}
+
+/// What a weighted sum of values needs.
+struct Values<'a, const R: usize> {
+    cache: &'a LayerCache,
+    kv_head: usize,
+    /// `exp(score - max)`, `[R, keys rounded up]`.
+    scores: &'a [f32],
+    limits: [usize; R],
+}
+
+/// Where a weighted sum goes.
+#[derive(Clone, Copy)]
+struct Place {
+    row: usize,
+    first: usize,
+    group: usize,
+    panel: usize,
+    dim: usize,
+}
+
+impl<const R: usize> Values<'_, R> {
+    /// `out[r] = (sum over j < limits[r] of weight[r, j] * v[j]) * inverse[r]` for `B` panels.
+    #[inline(always)]
+    fn write_sums<S: Simd, const B: usize>(
+        &self,
+        s: S,
+        inverse: [f32; R],
+        at: Place,
+        tile: &mut Tile<'_>,
+    ) {
+        let stride = self.scores.len() / R;
+        // Keys that every query sees are read once for all; the few behind them (at most one
+        // per row of the tile) continue each query's chain on its own.
+        let common = self.limits[0];
+        let mut acc = [[s.splat(0.0); B]; R];
+        let mut key = 0;
+        while key < common {
+            let end = common.min(key + LANES);
+            let weights: [&[f32]; R] =
+                std::array::from_fn(|r| &self.scores[r * stride..][key..end]);
+            acc = chains(s, weights, self.panels::<B>(at.panel, key, end), acc);
+            key = end;
+        }
+        for r in 0..R {
+            let mut chain = [acc[r]];
+            let mut key = common;
+            while key < self.limits[r] {
+                let end = self.limits[r].min((key / LANES + 1) * LANES);
+                let weights = [&self.scores[r * stride..][key..end]];
+                chain = chains(s, weights, self.panels::<B>(at.panel, key, end), chain);
+                key = end;
+            }
+            let (row, head) = (
+                at.row + (at.first + r) / at.group,
+                (at.first + r) % at.group,
+            );
+            let out = &mut tile.row(row)[head * at.dim..][..at.dim][at.panel * LANES..];
+            for (b, out) in out.chunks_mut(LANES).take(B).enumerate() {
+                store_part(s, out, s.mul(chain[0][b], s.splat(inverse[r])));
+            }
+        }
+    }
+
+    /// Values of keys `key..end`, which lie in one block.
+    #[inline(always)]
+    fn panels<const B: usize>(&self, panel: usize, key: usize, end: usize) -> [&[[f32; LANES]]; B] {
+        let (block, from) = (key / LANES, key % LANES);
+        std::array::from_fn(|b| {
+            &self.cache.value_panel(block, self.kv_head, panel + b)[from..from + end - key]
+        })
+    }
+}

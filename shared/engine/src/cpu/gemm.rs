@@ -1,0 +1,273 @@
+//! The matrix product `y[m, n] = x[m, k] * W[n, k]^T`.
+//!
+//! A register tile of `R` rows and `B` panels of sixteen columns walks along k once: every
+//! accumulator lane is the fused multiply-add chain of one output. When k is cut into blocks
+//! (so that a panel group stays in the second-level cache while all rows pass it), the chain
+//! is stored in `y` and taken up again: storing an f32 does not change it.
+
+use super::pack::{Element, PackedWeights, Panels};
+use super::simd::{Isa, Kernel, LANES, Simd};
+use super::threads::Threads;
+use super::tiles::{Tile, TileGrid};
+
+/// What happens with a finished chain.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Store {
+    /// `y = chain`.
+    Set,
+    /// The chain starts at `y` instead of zero.
+    Continue,
+    /// `y = fma(scale, chain, y)`.
+    AddScaled(f32),
+}
+
+/// One output of a group of products that share `x`.
+#[derive(Debug)]
+pub struct Product<'a> {
+    /// The weights.
+    pub weights: &'a PackedWeights,
+    /// Row-major `[m, n]`.
+    pub y: &'a mut [f32],
+    /// What to do with it.
+    pub store: Store,
+}
+
+/// Rows of k that one pass covers. A panel group of 64 columns is then 128 KiB of f32.
+const K_BLOCK: usize = 512;
+/// Rows of one chunk: enough to use a panel group many times, few enough to divide well.
+const ROW_BLOCK: usize = 96;
+/// Widest panel group.
+const GROUP_MAX: usize = 4;
+/// Multiply-adds below which a product stays on one thread: about 4 µs of work, a few times
+/// what handing it to a spinning thread costs.
+const PARALLEL_MIN: usize = 150_000;
+
+/// `y[m, n] (+)= x[m, k] * W[n, k]^T`.
+///
+/// # Panics
+/// When the lengths of `x` and `y` do not fit the weights.
+pub fn gemm(threads: &Threads, x: &[f32], weights: &PackedWeights, y: &mut [f32], store: Store) {
+    gemm_group(threads, x, vec![Product { weights, y, store }]);
+}
+
+/// Several products of the same `x[m, k]` in one parallel region.
+///
+/// # Panics
+/// When the lengths of `x` and the outputs do not fit the weights.
+pub fn gemm_group(threads: &Threads, x: &[f32], products: Vec<Product<'_>>) {
+    let Some(k) = products.first().map(|p| p.weights.k()) else {
+        return;
+    };
+    let Some(m) = x.len().checked_div(k).filter(|&m| m > 0) else {
+        return;
+    };
+    let n_sum: usize = products.iter().map(|p| p.weights.n()).sum();
+    let row_block = m.min(ROW_BLOCK);
+    let col_block = column_block(n_sum, m.div_ceil(row_block), threads.count());
+    let mut grid = TileGrid::default();
+    let mut inputs = Vec::with_capacity(products.len());
+    for Product { weights, y, store } in products {
+        assert_eq!(x.len(), m * weights.k(), "x is [{m}, {}]", weights.k());
+        grid.push(y, [m, weights.n()], [row_block, col_block]);
+        inputs.push((weights, store));
+    }
+    let isa = threads.isa();
+    grid.run(threads, m * k * n_sum >= PARALLEL_MIN, |tile| {
+        let (weights, store) = inputs[tile.part];
+        run_tile(isa, x, weights, store, tile);
+    });
+}
+
+/// Columns of a chunk: about three chunks per thread, in whole panel groups.
+fn column_block(n: usize, row_blocks: usize, threads: usize) -> usize {
+    let group = GROUP_MAX * LANES;
+    let wanted = (3 * threads).div_ceil(row_blocks);
+    n.div_ceil(wanted).next_multiple_of(group)
+}
+
+fn run_tile(isa: Isa, x: &[f32], weights: &PackedWeights, store: Store, tile: Tile<'_>) {
+    let k = weights.k();
+    match weights.panels() {
+        Panels::F32(panels) => isa.dispatch(TileProduct {
+            x,
+            k,
+            panels,
+            store,
+            tile,
+        }),
+        Panels::Bf16(panels) => isa.dispatch(TileProduct {
+            x,
+            k,
+            panels,
+            store,
+            tile,
+        }),
+    }
+}
+
+struct TileProduct<'a, E> {
+    x: &'a [f32],
+    k: usize,
+    panels: &'a [[E; LANES]],
+    store: Store,
+    tile: Tile<'a>,
+}
+
+impl<E: Element> Kernel for TileProduct<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) {
+        let panels = self.tile.cols.start / LANES..self.tile.cols.end.div_ceil(LANES);
+        let rows = self.tile.rows.len();
+        // The widest group whose tile has at least as many accumulators as rows to fill it.
+        let fits = |group: usize| group * rows.min(6) <= S::ACCUMULATORS;
+        let widest = if fits(4) {
+            4
+        } else if fits(2) {
+            2
+        } else {
+            1
+        };
+        let mut panel = panels.start;
+        while panel < panels.end {
+            let left = panels.end - panel;
+            let group = if left >= 4 && widest >= 4 {
+                4
+            } else if left >= 2 && widest >= 2 {
+                2
+            } else {
+                1
+            };
+            match group {
+                4 => self.group::<S, 4>(s, panel),
+                2 => self.group::<S, 2>(s, panel),
+                _ => self.group::<S, 1>(s, panel),
+            }
+            panel += group;
+        }
+    }
+}
+
+impl<E: Element> TileProduct<'_, E> {
+    /// All rows of the tile for `B` panels.
+    #[inline(always)]
+    fn group<S: Simd, const B: usize>(&mut self, s: S, panel: usize) {
+        // With one register tile of rows nothing is gained by visiting k in blocks, and
+        // `AddScaled` needs the whole chain at once.
+        let whole = self.tile.rows.len() <= 12 || matches!(self.store, Store::AddScaled(_));
+        let block = if whole { self.k } else { K_BLOCK };
+        let mut k0 = 0;
+        while k0 < self.k {
+            let k1 = self.k.min(k0 + block);
+            let store = if k0 == 0 { self.store } else { Store::Continue };
+            let w: [&[[E; LANES]]; B] =
+                std::array::from_fn(|b| &self.panels[(panel + b) * self.k..][k0..k1]);
+            let mut row = self.tile.rows.start;
+            while row < self.tile.rows.end {
+                let left = self.tile.rows.end - row;
+                let fit = left.min(S::ACCUMULATORS / B).max(1);
+                let at = (row, panel, k0);
+                row += match fit {
+                    12.. if B <= 2 => self.rows::<S, B, 12>(s, w, at, store),
+                    8.. if B <= 2 => self.rows::<S, B, 8>(s, w, at, store),
+                    6.. => self.rows::<S, B, 6>(s, w, at, store),
+                    4.. => self.rows::<S, B, 4>(s, w, at, store),
+                    3 => self.rows::<S, B, 3>(s, w, at, store),
+                    2 => self.rows::<S, B, 2>(s, w, at, store),
+                    _ => self.rows::<S, B, 1>(s, w, at, store),
+                };
+            }
+            k0 = k1;
+        }
+    }
+
+    /// One register tile: `R` rows from `row`, `B` panels, k from `k0`. Returns `R`.
+    #[inline(always)]
+    fn rows<S: Simd, const B: usize, const R: usize>(
+        &mut self,
+        s: S,
+        w: [&[[E; LANES]]; B],
+        (row, panel, k0): (usize, usize, usize),
+        store: Store,
+    ) -> usize {
+        let len = w[0].len();
+        let x: [&[f32]; R] = std::array::from_fn(|r| &self.x[(row + r) * self.k + k0..][..len]);
+        let col = panel * LANES - self.tile.cols.start;
+        let mut acc = [[s.splat(0.0); B]; R];
+        if store == Store::Continue {
+            for (r, acc) in acc.iter_mut().enumerate() {
+                let y = &self.tile.row(row + r)[col..];
+                for (b, acc) in acc.iter_mut().enumerate() {
+                    *acc = load_part(s, &y[b * LANES..]);
+                }
+            }
+        }
+        let acc = chains(s, x, w, acc);
+        for (r, acc) in acc.into_iter().enumerate() {
+            let y = &mut self.tile.row(row + r)[col..];
+            for (b, mut v) in acc.into_iter().enumerate() {
+                let y = &mut y[b * LANES..];
+                if let Store::AddScaled(scale) = store {
+                    v = s.fma(s.splat(scale), v, load_part(s, y));
+                }
+                store_part(s, y, v);
+            }
+        }
+        R
+    }
+}
+
+/// The heart: `acc[r][b] = fma(x[r][k], w[b][k], acc[r][b])` for ascending k.
+#[inline(always)]
+pub(crate) fn chains<S: Simd, E: Element, const R: usize, const B: usize>(
+    s: S,
+    x: [&[f32]; R],
+    w: [&[[E; LANES]]; B],
+    mut acc: [[S::V; B]; R],
+) -> [[S::V; B]; R] {
+    let len = w[0].len();
+    for row in x {
+        assert_eq!(row.len(), len, "rows and panels are equally long");
+    }
+    for panel in w {
+        assert_eq!(panel.len(), len, "panels are equally long");
+    }
+    for k in 0..len {
+        let mut lanes = [s.splat(0.0); B];
+        for b in 0..B {
+            lanes[b] = E::load(s, &w[b][k]);
+        }
+        for r in 0..R {
+            let value = s.splat(x[r][k]);
+            for b in 0..B {
+                acc[r][b] = s.fma(value, lanes[b], acc[r][b]);
+            }
+        }
+    }
+    acc
+}
+
+/// Up to sixteen values; missing ones are zero.
+#[inline(always)]
+pub(crate) fn load_part<S: Simd>(s: S, from: &[f32]) -> S::V {
+    if let Some(full) = from.first_chunk::<LANES>() {
+        return s.load(full);
+    }
+    let mut lanes = [0.0; LANES];
+    lanes[..from.len()].copy_from_slice(from);
+    s.load(&lanes)
+}
+
+/// Up to sixteen values; surplus lanes are dropped.
+#[inline(always)]
+pub(crate) fn store_part<S: Simd>(s: S, to: &mut [f32], v: S::V) {
+    if let Some(full) = to.first_chunk_mut::<LANES>() {
+        s.store(full, v);
+        return;
+    }
+    let mut lanes = [0.0; LANES];
+    s.store(&mut lanes, v);
+    let len = to.len();
+    to.copy_from_slice(&lanes[..len]);
+}

@@ -1,0 +1,113 @@
+//! A decoder-only transformer: its weights and its forward pass.
+//!
+//! One layer, for rows `x[rows, hidden]` of any mix of sequences:
+//!
+//! ```text
+//! h = rms_norm(x)                q, k, v = W h + s B (A h)
+//! q, k = rotate(rms_norm per head(q, k))         keys and values go to the sequence's cache
+//! x = x + (W + s B A) attention(q, cache)
+//! h = rms_norm(x)                x = x + (W + s B A) (silu(gate h) * up h)
+//! ```
+//!
+//! The same code serves prefill, decode and the learner's forward; a row's result does not
+//! depend on the rows beside it (see [`crate::cpu`]).
+
+mod checkpoint;
+mod forward;
+mod layout;
+mod lora;
+mod scratch;
+mod weights;
+
+use std::fmt;
+use std::path::Path;
+
+pub use forward::{Logits, LogitsWanted, SequenceStep};
+pub(crate) use lora::{PackedAdapter, PackedCell};
+pub use scratch::Scratch;
+pub use weights::LayerWeights;
+
+use crate::config::ModelConfig;
+use crate::cpu::attention::Heads;
+use crate::cpu::pack::PackedWeights;
+use crate::cpu::rope::RopeTable;
+use crate::error::EngineError;
+
+/// A model that is ready to compute.
+pub struct Model {
+    config: ModelConfig,
+    digest: [u8; 32],
+    /// `None` when the output matrix is the embedding too.
+    embedding: Option<weights::Embedding>,
+    layers: Vec<LayerWeights>,
+    final_norm: Vec<f32>,
+    output: PackedWeights,
+    rope: RopeTable,
+}
+
+impl fmt::Debug for Model {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Model")
+            .field("config", &self.config)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Model {
+    /// Loads a folder in the Hugging Face layout: `config.json` and `model.safetensors`, or
+    /// shards with their index.
+    ///
+    /// # Errors
+    ///
+    /// What is missing, cut off, misshapen or not supported, with the file and the tensor.
+    pub fn load(dir: &Path) -> Result<Self, EngineError> {
+        weights::load(dir)
+    }
+
+    /// Sizes and switches.
+    #[must_use]
+    pub const fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// SHA-256 over the configuration and the weight files: equal digests, equal model.
+    #[must_use]
+    pub const fn digest(&self) -> [u8; 32] {
+        self.digest
+    }
+
+    /// The weights of all layers.
+    #[must_use]
+    pub fn layers(&self) -> &[LayerWeights] {
+        &self.layers
+    }
+
+    /// Weights of the norm before the output matrix, `[hidden]`.
+    #[must_use]
+    pub fn final_norm(&self) -> &[f32] {
+        &self.final_norm
+    }
+
+    /// The output matrix `[vocab, hidden]`.
+    #[must_use]
+    pub const fn output(&self) -> &PackedWeights {
+        &self.output
+    }
+
+    /// Cosines and sines of the positions.
+    #[must_use]
+    pub const fn rope(&self) -> &RopeTable {
+        &self.rope
+    }
+
+    /// Sizes of the attention heads.
+    #[must_use]
+    pub fn heads(&self) -> Heads {
+        Heads {
+            queries: self.config.num_heads,
+            kv: self.config.num_kv_heads,
+            dim: self.config.head_dim,
+            scale: (self.config.head_dim as f64).powf(-0.5) as f32,
+        }
+    }
+}
