@@ -1,7 +1,29 @@
 //! Learning: losses, advantages, the backward pass through the adapter, and the optimiser.
 
+mod adamw;
 mod advantage;
+mod arena;
+mod attention;
+mod backward;
+mod batch;
+#[cfg(test)]
+mod differences;
+mod head;
+mod linear;
 mod loss;
+mod matmul;
+mod ops;
+mod policy;
+mod rows;
+mod state;
+mod tape;
+mod trainer;
+mod weights;
+mod worker;
 
+pub use adamw::AdamParams;
 pub use advantage::{Estimator, GroupAdvantages, group_advantages};
+pub use batch::Datum;
 pub use loss::{Loss, LossMetrics, LossSums, LossTerm, LossToken};
+pub use policy::{Generated, generate, score};
+pub use trainer::{NamedGrad, OptimOutput, StepOutput, Trainer};

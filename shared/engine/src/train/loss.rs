@@ -15,6 +15,8 @@
 //! The weight scales a cross-entropy term. In the policy losses it is a mask, because the advantage
 //! already is the scale: a token of weight 0 adds nothing to any loss or metric.
 
+use crate::cpu::softmax::exp_shifted;
+
 /// Which loss, with its constants.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Loss {
@@ -102,14 +104,14 @@ impl Loss {
         match *self {
             Self::CrossEntropy => LossTerm::smooth(-(weight * logprob), -weight),
             Self::ImportanceSampling => {
-                let surrogate = difference.exp() * advantage;
+                let surrogate = ratio(difference) * advantage;
                 LossTerm::smooth(-surrogate, -surrogate)
             }
             Self::Ppo {
                 clip_low_threshold,
                 clip_high_threshold,
             } => {
-                let ratio = difference.exp();
+                let ratio = ratio(difference);
                 let surrogate = ratio * advantage;
                 let bounded = clamp(ratio, clip_low_threshold, clip_high_threshold) * advantage;
                 if bounded < surrogate {
@@ -126,7 +128,7 @@ impl Loss {
                 clip_low_threshold,
                 clip_high_threshold,
             } => {
-                let ratio = difference.exp();
+                let ratio = ratio(difference);
                 let bounded = clamp(ratio, clip_low_threshold, clip_high_threshold);
                 let scale = bounded * advantage;
                 LossTerm {
@@ -157,6 +159,21 @@ impl LossTerm {
     #[must_use]
     pub const fn is_finite(&self) -> bool {
         self.loss.is_finite() && self.dlogprob.is_finite()
+    }
+}
+
+/// `exp(difference)` by the kernels' polynomial, the same on every machine; infinite where it
+/// leaves f32, so that an overflow is seen and not trained on.
+fn ratio(difference: f32) -> f32 {
+    if difference > 88.0 {
+        return f32::INFINITY;
+    }
+    let mut ratio = [0.0];
+    exp_shifted(&[difference], 0.0, 1.0, &mut ratio);
+    if difference.is_nan() {
+        difference
+    } else {
+        ratio[0]
     }
 }
 
@@ -367,6 +384,14 @@ mod tests {
         for loss in ALL {
             assert_eq!(loss.term(masked), LossTerm::default());
         }
+    }
+
+    #[test]
+    fn an_overflow_is_not_finite() {
+        let loss = Loss::ImportanceSampling;
+        assert!(!loss.term(token(88.0, 1.0)).is_finite());
+        assert!(!loss.term(token(f32::NAN, 1.0)).is_finite());
+        assert!(loss.term(token(-200.0, 1.0)).is_finite());
     }
 
     #[test]

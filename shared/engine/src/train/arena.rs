@@ -1,0 +1,141 @@
+//! Where each adapter tensor lies in the optimiser's flat arrays.
+
+use std::ops::Range;
+
+use super::adamw::{AdamParams, BLOCK, Block, StepScalars, sum_of_squares};
+use crate::adapter::{Adapter, Target};
+use crate::cpu::threads::Threads;
+use crate::cpu::tiles::for_each_mut;
+
+/// Values per thread below which the pass stays on one thread, about 20 µs of work.
+const PARALLEL_MIN: usize = 32 * 1024;
+
+/// The two factors of one adapted layer in the arena.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    /// `[rank, in]`
+    pub(super) a: Range<usize>,
+    /// `[out, rank]`
+    pub(super) b: Range<usize>,
+}
+
+/// The layout: tensors one after the other in the adapter's order.
+#[derive(Debug)]
+pub(super) struct Arena {
+    places: Vec<[Option<Place>; Target::ALL.len()]>,
+    len: usize,
+}
+
+impl Arena {
+    pub(super) fn of(adapter: &Adapter) -> Self {
+        let mut len = 0;
+        let mut next = |count: usize| {
+            len += count;
+            len - count..len
+        };
+        let layers = (0..adapter.num_layers()).map(|layer| {
+            Target::ALL.map(|target| {
+                let pair = adapter.pair(layer, target)?;
+                Some(Place {
+                    a: next(pair.a.len()),
+                    b: next(pair.b.len()),
+                })
+            })
+        });
+        let places = layers.collect();
+        debug_assert_eq!(len, adapter.num_values(), "every tensor has its place");
+        Self { places, len }
+    }
+
+    /// Number of values.
+    pub(super) const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The place of one adapted layer.
+    pub(super) fn place(&self, layer: usize, target: Target) -> Option<&Place> {
+        self.places[layer][target.index()].as_ref()
+    }
+}
+
+/// All values of an adapter in the arena's order.
+pub(super) fn flatten(adapter: &Adapter) -> Vec<f32> {
+    let tensors = adapter.tensors().map(|tensor| tensor.values);
+    tensors.collect::<Vec<_>>().concat()
+}
+
+/// The optimiser's arrays.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Moments {
+    pub(super) master: Vec<f32>,
+    pub(super) exp_avg: Vec<f32>,
+    pub(super) exp_avg_sq: Vec<f32>,
+    /// Steps taken.
+    pub(super) step: u64,
+}
+
+impl Moments {
+    pub(super) fn new(master: Vec<f32>) -> Self {
+        let zeros = vec![0.0; master.len()];
+        Self {
+            master,
+            exp_avg: zeros.clone(),
+            exp_avg_sq: zeros,
+            step: 0,
+        }
+    }
+
+    /// One step with a gradient that is scaled by `clip_coef`, written to `published` as well.
+    /// The gradient is cleared.
+    pub(super) fn apply(
+        &mut self,
+        threads: &Threads,
+        params: &AdamParams,
+        clip_coef: f64,
+        grads: &mut [f32],
+        published: &mut Adapter,
+    ) {
+        debug_assert_eq!(grads.len(), self.master.len(), "one gradient per value");
+        self.step += 1;
+        let scalars = StepScalars::new(params, clip_coef, self.step);
+        let parallel = grads.len() >= PARALLEL_MIN;
+        let mut rest = (
+            self.master.as_mut_slice(),
+            self.exp_avg.as_mut_slice(),
+            self.exp_avg_sq.as_mut_slice(),
+            grads,
+        );
+        let mut blocks = Vec::new();
+        for tensor in published.values_mut() {
+            for copy in tensor.chunks_mut(BLOCK) {
+                let (master, master_rest) = rest.0.split_at_mut(copy.len());
+                let (exp_avg, exp_avg_rest) = rest.1.split_at_mut(copy.len());
+                let (exp_avg_sq, exp_avg_sq_rest) = rest.2.split_at_mut(copy.len());
+                let (grad, grad_rest) = rest.3.split_at_mut(copy.len());
+                rest = (master_rest, exp_avg_rest, exp_avg_sq_rest, grad_rest);
+                blocks.push(Block {
+                    master,
+                    exp_avg,
+                    exp_avg_sq,
+                    grad,
+                    published: copy,
+                });
+            }
+        }
+        let isa = threads.isa();
+        for_each_mut(threads, parallel, &mut blocks, |_, block| {
+            block.update(isa, &scalars);
+        });
+    }
+}
+
+/// Euclidean norm of all values: blocks are summed side by side, then in their order.
+pub(super) fn norm(threads: &Threads, values: &[f32]) -> f64 {
+    let mut sums = vec![0.0_f64; values.len().div_ceil(BLOCK)];
+    let parallel = values.len() >= PARALLEL_MIN;
+    for_each_mut(threads, parallel, &mut sums, |index, sum| {
+        let end = values.len().min((index + 1) * BLOCK);
+        *sum = sum_of_squares(&values[index * BLOCK..end]);
+    });
+    sums.iter().sum::<f64>().sqrt()
+}

@@ -1,0 +1,251 @@
+//! Backward through the transformer's layers, last to first, for one micro-batch.
+//!
+//! `dx` is the derivative of the loss by the residual stream, `[T, hidden]`. Each half of a layer
+//! reads it as the derivative of its own result, and adds what flows back through its norm:
+//! `d(x + f(norm(x))) = dx + norm'(f'(dx))`. Results of cheap operators (norms, the gated product)
+//! are computed again instead of kept.
+
+use super::arena::Arena;
+use super::attention::{self, Inputs, Outputs};
+use super::linear::{self, Linear, Low};
+use super::matmul::Start;
+use super::ops::{rms_norm_add, rms_norm_in_place, silu_mul, unrotate};
+use super::rows::Rows;
+use super::tape::{LayerTape, LowRank};
+use super::weights::Frozen;
+use crate::adapter::{Adapter, Target};
+use crate::cpu::ops;
+use crate::cpu::threads::Threads;
+use crate::model::{LayerWeights, Model};
+
+/// Everything that stays the same during a backward pass.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Context<'a> {
+    pub(super) threads: &'a Threads,
+    pub(super) model: &'a Model,
+    pub(super) frozen: &'a Frozen,
+    /// The published copy that the forward read.
+    pub(super) adapter: &'a Adapter,
+    pub(super) arena: &'a Arena,
+}
+
+/// Buffers of one worker, kept between micro-batches.
+#[derive(Debug, Default)]
+pub(super) struct Scratch {
+    linear: linear::Scratch,
+    attention: attention::Scratch,
+    /// The input of a group of linear layers, and the derivative by it.
+    normed: Vec<f32>,
+    dnormed: Vec<f32>,
+    inner: Vec<f32>,
+    dinner: Vec<f32>,
+    dq: Vec<f32>,
+    dk: Vec<f32>,
+    dv: Vec<f32>,
+}
+
+/// Adds the gradients of all layers to `grads`, from the derivative `dx` by the last layer's
+/// result. The tape's gate and up become their own derivatives; `dx` ends up meaningless.
+pub(super) fn backward(
+    context: Context<'_>,
+    rows: &Rows,
+    tape: &mut [LayerTape],
+    dx: &mut [f32],
+    grads: &mut [f32],
+    scratch: &mut Scratch,
+) {
+    for (index, tape) in tape.iter_mut().enumerate().rev() {
+        let layer = Layer {
+            context,
+            index,
+            rows,
+        };
+        layer.feed_forward(tape, dx, grads, scratch);
+        layer.attention(tape, dx, grads, scratch);
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Layer<'a> {
+    context: Context<'a>,
+    index: usize,
+    rows: &'a Rows,
+}
+
+impl Layer<'_> {
+    fn feed_forward(
+        self,
+        tape: &mut LayerTape,
+        dx: &mut [f32],
+        grads: &mut [f32],
+        scratch: &mut Scratch,
+    ) {
+        let threads = self.context.threads;
+        let (weight, eps) = self.norm(|layer| &layer.ffn_norm);
+        let Scratch {
+            linear,
+            normed,
+            dnormed,
+            inner: product,
+            dinner: dproduct,
+            ..
+        } = scratch;
+        let LayerTape {
+            mid, gate, up, h, ..
+        } = tape;
+        product.resize(gate.len(), 0.0);
+        dproduct.resize(gate.len(), 0.0);
+        normed.resize(mid.len(), 0.0);
+        dnormed.resize(mid.len(), 0.0);
+
+        ops::silu_mul(threads, gate, up, product);
+        let down = self.linear(Target::Down, product, dx, h);
+        down.backward(threads, linear, grads, Some((dproduct, Start::Zero)));
+        silu_mul(threads.isa(), gate, up, dproduct);
+
+        ops::rms_norm(threads, mid, weight, eps, normed);
+        let into = Some((dnormed.as_mut_slice(), Start::Zero));
+        self.linear(Target::Gate, normed, gate, h)
+            .backward(threads, linear, grads, into);
+        let into = Some((dnormed.as_mut_slice(), Start::Old));
+        self.linear(Target::Up, normed, up, h)
+            .backward(threads, linear, grads, into);
+        rms_norm_add(threads.isa(), dx, dnormed, mid, weight, eps);
+    }
+
+    fn attention(self, tape: &LayerTape, dx: &mut [f32], grads: &mut [f32], scratch: &mut Scratch) {
+        let threads = self.context.threads;
+        let (weight, eps) = self.norm(|layer| &layer.attn_norm);
+        let LayerTape { x, attended, h, .. } = tape;
+        scratch.dinner.resize(attended.len(), 0.0);
+        let output = self.linear(Target::O, attended, dx, h);
+        let into = Some((scratch.dinner.as_mut_slice(), Start::Zero));
+        output.backward(threads, &mut scratch.linear, grads, into);
+        self.scores(tape, scratch);
+
+        let Scratch {
+            linear,
+            normed,
+            dnormed,
+            dq,
+            dk,
+            dv,
+            ..
+        } = scratch;
+        normed.resize(x.len(), 0.0);
+        dnormed.resize(x.len(), 0.0);
+        ops::rms_norm(threads, x, weight, eps, normed);
+        let parts = [
+            (Target::Q, dq, Start::Zero),
+            (Target::K, dk, Start::Old),
+            (Target::V, dv, Start::Old),
+        ];
+        for (target, dy, start) in parts {
+            // Nothing below the first layer learns.
+            let into = (self.index > 0).then_some((dnormed.as_mut_slice(), start));
+            self.linear(target, normed, dy, h)
+                .backward(threads, linear, grads, into);
+        }
+        if self.index > 0 {
+            rms_norm_add(threads.isa(), dx, dnormed, x, weight, eps);
+        }
+    }
+
+    /// From the derivative by the attention's result (`scratch.dinner`) to those by queries, keys
+    /// and values before norm and rotation.
+    fn scores(self, tape: &LayerTape, scratch: &mut Scratch) {
+        let Context { threads, model, .. } = self.context;
+        let config = model.config();
+        let isa = threads.isa();
+        let Scratch {
+            attention,
+            dinner: dout,
+            dq,
+            dk,
+            dv,
+            ..
+        } = scratch;
+        for (derivative, length) in [
+            (&mut *dq, tape.q.len()),
+            (&mut *dk, tape.k.len()),
+            (&mut *dv, tape.v.len()),
+        ] {
+            derivative.clear();
+            derivative.resize(length, 0.0);
+        }
+        let heads = model.heads();
+        for sequence in self.rows.sequences() {
+            let wide = sequence.start * config.q_size()..sequence.end * config.q_size();
+            let slim = sequence.start * config.kv_size()..sequence.end * config.kv_size();
+            let inputs = Inputs {
+                q: &tape.q[wide.clone()],
+                k: &tape.k[slim.clone()],
+                v: &tape.v[slim.clone()],
+                out: &tape.attended[wide.clone()],
+                dout: &dout[wide.clone()],
+            };
+            let mut outputs = Outputs {
+                dq: &mut dq[wide],
+                dk: &mut dk[slim.clone()],
+                dv: &mut dv[slim],
+            };
+            attention::backward(isa, heads, inputs, &mut outputs, attention);
+        }
+        let weights = &model.layers()[self.index];
+        for (derivative, raw, norm) in [
+            (dq, &tape.q_raw, &weights.q_norm),
+            (dk, &tape.k_raw, &weights.k_norm),
+        ] {
+            let width = derivative.len() / self.rows.len();
+            let positions = self.rows.positions();
+            for (row, position) in derivative.chunks_exact_mut(width).zip(positions) {
+                let (cos, sin) = model.rope().at(*position as usize);
+                for head in row.chunks_exact_mut(config.head_dim) {
+                    unrotate(isa, head, cos, sin);
+                }
+            }
+            if let Some(weight) = norm {
+                rms_norm_in_place(isa, derivative, raw, weight, config.rms_norm_eps);
+            }
+        }
+    }
+
+    /// A norm of this layer with its epsilon.
+    fn norm(&self, weight: impl Fn(&LayerWeights) -> &Vec<f32>) -> (&[f32], f32) {
+        let model = self.context.model;
+        (
+            weight(&model.layers()[self.index]),
+            model.config().rms_norm_eps,
+        )
+    }
+
+    /// A linear layer of this layer with its adapter.
+    fn linear<'a>(
+        &'a self,
+        target: Target,
+        x: &'a [f32],
+        dy: &'a [f32],
+        h: &'a LowRank,
+    ) -> Linear<'a> {
+        let Context {
+            frozen,
+            adapter,
+            arena,
+            ..
+        } = self.context;
+        let pair = adapter.pair(self.index, target);
+        let low = pair.zip(arena.place(self.index, target));
+        Linear {
+            weights: frozen.linear(self.index, target),
+            x,
+            dy,
+            low: low.map(|(pair, place)| Low {
+                pair,
+                place,
+                h: &h[target.index()],
+                rank: adapter.rank(),
+                scale: adapter.scale(),
+            }),
+        }
+    }
+}

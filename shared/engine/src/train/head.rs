@@ -1,0 +1,147 @@
+//! The end of the forward and the beginning of the backward: final norm, output matrix, loss.
+//!
+//! Only loss tokens come here. Their logits exist for a chunk of rows at a time: the chunk's
+//! log-probabilities, loss terms and derivatives are computed before the next chunk begins.
+
+use super::backward::Context;
+use super::loss::{Loss, LossToken};
+use super::ops::{log_softmax, rms_norm_add};
+use crate::cpu::gemm::{Store, gemm};
+use crate::cpu::ops::rms_norm;
+use crate::cpu::softmax::max_and_ln_sum;
+use crate::error::EngineError;
+
+/// Logits of one chunk: 2^18 of them are 1 MiB, the second-level cache of one core …
+const CHUNK_VALUES: usize = 1 << 18;
+/// … but never fewer rows than this, or the output matrix would be read too often.
+const CHUNK_ROWS_MIN: usize = 64;
+
+/// A loss token: where it is predicted and what the loss needs.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Target {
+    /// Row of the micro-batch that predicts it.
+    pub(super) row: usize,
+    /// The token.
+    pub(super) token: u32,
+    /// Sampler's log-probability, advantage, weight; the log-probability is filled in here.
+    pub(super) loss: LossToken,
+}
+
+/// Buffers that every chunk uses again.
+#[derive(Debug, Default)]
+pub(super) struct Scratch {
+    x: Vec<f32>,
+    normed: Vec<f32>,
+    logits: Vec<f32>,
+    dx: Vec<f32>,
+}
+
+/// Computes the log-probability of every target from the last layer's result `x[T, hidden]`, and
+/// writes the derivative of the loss by `x` to `dx` (0 where nothing is predicted).
+pub(super) fn forward_backward(
+    context: Context<'_>,
+    loss: &Loss,
+    targets: &mut [Target],
+    x: &[f32],
+    dx: &mut [f32],
+    scratch: &mut Scratch,
+) -> Result<(), EngineError> {
+    dx.fill(0.0);
+    let rows_max = (CHUNK_VALUES / context.model.config().vocab_size).max(CHUNK_ROWS_MIN);
+    for targets in targets.chunks_mut(rows_max) {
+        logits(context, targets, x, scratch);
+        let vocab = context.model.config().vocab_size;
+        for (target, logits) in targets
+            .iter_mut()
+            .zip(scratch.logits.chunks_exact_mut(vocab))
+        {
+            let token = target.token as usize;
+            let (max, ln_sum) = max_and_ln_sum(logits);
+            target.loss.logprob = (logits[token] - max) - ln_sum;
+            let term = loss.term(target.loss);
+            if !term.is_finite() {
+                let LossToken {
+                    logprob,
+                    sampled_logprob,
+                    advantage,
+                    ..
+                } = target.loss;
+                let what = format!(
+                    "the {} loss of a token (log-probability {logprob}, sampler's \
+                     {sampled_logprob}, advantage {advantage})",
+                    loss.name()
+                );
+                return Err(EngineError::LossNonfinite { what });
+            }
+            log_softmax(
+                context.threads.isa(),
+                logits,
+                (max, ln_sum),
+                token,
+                term.dlogprob,
+            );
+        }
+        derivative(context, targets, dx, scratch);
+    }
+    Ok(())
+}
+
+/// Gathers the targets' rows and computes their logits.
+fn logits(context: Context<'_>, targets: &[Target], x: &[f32], scratch: &mut Scratch) {
+    let model = context.model;
+    let config = model.config();
+    let hidden = config.hidden_size;
+    scratch.x.clear();
+    for target in targets {
+        scratch
+            .x
+            .extend_from_slice(&x[target.row * hidden..][..hidden]);
+    }
+    scratch.normed.resize(scratch.x.len(), 0.0);
+    let (threads, eps) = (context.threads, config.rms_norm_eps);
+    rms_norm(
+        threads,
+        &scratch.x,
+        model.final_norm(),
+        eps,
+        &mut scratch.normed,
+    );
+    scratch
+        .logits
+        .resize(targets.len() * config.vocab_size, 0.0);
+    gemm(
+        threads,
+        &scratch.normed,
+        model.output(),
+        &mut scratch.logits,
+        Store::Set,
+    );
+}
+
+/// Adds the derivative by `x` to the targets' rows, from the derivative by the logits, which is
+/// what the logits have become.
+fn derivative(context: Context<'_>, targets: &[Target], dx: &mut [f32], scratch: &mut Scratch) {
+    let Scratch {
+        x,
+        normed: dnormed,
+        logits: dlogits,
+        dx: gathered,
+    } = scratch;
+    let model = context.model;
+    let config = model.config();
+    gemm(
+        context.threads,
+        dlogits,
+        context.frozen.output(),
+        dnormed,
+        Store::Set,
+    );
+    gathered.clear();
+    gathered.resize(x.len(), 0.0);
+    let (isa, eps) = (context.threads.isa(), config.rms_norm_eps);
+    rms_norm_add(isa, gathered, dnormed, x, model.final_norm(), eps);
+    let hidden = config.hidden_size;
+    for (target, values) in targets.iter().zip(gathered.chunks_exact(hidden)) {
+        dx[target.row * hidden..][..hidden].copy_from_slice(values);
+    }
+}

@@ -1,0 +1,131 @@
+//! One micro-batch from tokens to gradients.
+
+use super::arena::Arena;
+use super::backward::{self, Context};
+use super::batch::Datum;
+use super::head;
+use super::loss::{Loss, LossToken};
+use super::rows::Rows;
+use super::tape::{Forward, Tape};
+use super::weights::Frozen;
+use crate::adapter::Adapter;
+use crate::cpu::threads::Threads;
+use crate::error::EngineError;
+use crate::model::Model;
+
+/// What every micro-batch of a batch reads.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shared<'a> {
+    pub(super) threads: &'a Threads,
+    pub(super) model: &'a Model,
+    pub(super) frozen: &'a Frozen,
+    pub(super) adapter: &'a Adapter,
+    pub(super) arena: &'a Arena,
+    pub(super) loss: &'a Loss,
+}
+
+/// Buffers for one micro-batch at a time, and what came out of the last one.
+#[derive(Debug, Default)]
+pub(super) struct Worker {
+    /// Gradients of the last micro-batch alone, in the arena's order.
+    pub(super) grads: Vec<f32>,
+    /// Log-probabilities of its loss tokens, `T` per datum; 0 elsewhere.
+    pub(super) logprobs: Vec<Vec<f32>>,
+    tape: Tape,
+    dx: Vec<f32>,
+    head: head::Scratch,
+    backward: backward::Scratch,
+}
+
+impl Worker {
+    /// Computes log-probabilities and gradients of `data`.
+    pub(super) fn run(&mut self, shared: Shared<'_>, data: &[Datum]) -> Result<(), EngineError> {
+        let Shared {
+            threads,
+            model,
+            frozen,
+            adapter,
+            arena,
+            loss,
+        } = shared;
+        let rows = Rows::of(data.iter().map(Datum::rows));
+        self.grads.clear();
+        self.grads.resize(arena.len(), 0.0);
+        let mut targets = targets(data);
+        self.logprobs = data.iter().map(|datum| vec![0.0; datum.rows()]).collect();
+        if targets.is_empty() {
+            return Ok(());
+        }
+
+        let inputs = data.iter().flat_map(|datum| &datum.tokens[..datum.rows()]);
+        let tape = &mut self.tape;
+        let forward = Forward {
+            threads,
+            model,
+            adapter,
+            rows: &rows,
+        };
+        forward.record(inputs.copied(), tape);
+
+        let context = Context {
+            threads,
+            model,
+            frozen,
+            adapter,
+            arena,
+        };
+        self.dx.resize(tape.x.len(), 0.0);
+        let dx = &mut self.dx;
+        head::forward_backward(context, loss, &mut targets, &tape.x, dx, &mut self.head)?;
+        let scratch = &mut self.backward;
+        backward::backward(
+            context,
+            &rows,
+            &mut tape.layers,
+            dx,
+            &mut self.grads,
+            scratch,
+        );
+
+        let mut targets = targets.iter();
+        for (logprobs, datum) in self.logprobs.iter_mut().zip(data) {
+            for (logprob, weight) in logprobs.iter_mut().zip(&datum.weights) {
+                if *weight != 0.0 {
+                    let target = targets.next().expect("one target per loss token");
+                    *logprob = target.loss.logprob;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The loss tokens of a micro-batch, in order.
+fn targets(data: &[Datum]) -> Vec<head::Target> {
+    let mut targets = Vec::new();
+    let mut first_row = 0;
+    for datum in data {
+        for t in 0..datum.rows() {
+            let loss = loss_token(datum, t, 0.0);
+            if loss.weight != 0.0 {
+                targets.push(head::Target {
+                    row: first_row + t,
+                    token: datum.tokens[t + 1],
+                    loss,
+                });
+            }
+        }
+        first_row += datum.rows();
+    }
+    targets
+}
+
+/// Token `t` of a datum as the loss sees it.
+pub(super) fn loss_token(datum: &Datum, t: usize, logprob: f32) -> LossToken {
+    LossToken {
+        logprob,
+        sampled_logprob: datum.sampled_logprobs[t],
+        advantage: datum.advantages[t],
+        weight: datum.weights[t],
+    }
+}

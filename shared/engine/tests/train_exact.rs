@@ -1,0 +1,262 @@
+//! What the learner promises to the bit, and what only differences can check.
+
+mod fixture;
+
+use volley_engine::adapter::{Adapter, LoraConfig};
+use volley_engine::cpu::threads::Threads;
+use volley_engine::sampler::SamplingParams;
+use volley_engine::train::{AdamParams, Datum, Loss, Trainer, generate, score};
+
+const LOSS: Loss = Loss::ImportanceSampling;
+
+fn trainer(threads: usize) -> Trainer {
+    let model = fixture::model();
+    let adapter = fixture::adapter(&model, "adapter");
+    Trainer::new(model, adapter, Threads::new(threads)).expect("they fit")
+}
+
+fn all_grads(trainer: &Trainer) -> Vec<f32> {
+    trainer
+        .grads()
+        .flat_map(|grad| grad.values)
+        .copied()
+        .collect()
+}
+
+/// Sampled sequences as a learner gets them, with the sampler's own log-probabilities.
+fn rollouts(trainer: &Trainer, count: u64) -> Vec<Datum> {
+    let (model, adapter) = (trainer.model(), trainer.published());
+    let params = SamplingParams::default();
+    let rollout = |seed: u64| {
+        let prompt: Vec<u32> = (0..3 + seed as u32 * 5 % 17)
+            .map(|i| (i * 37 + 11) % 500)
+            .collect();
+        let length = 5 + seed as usize % 9;
+        let threads = Threads::new(1);
+        let got = generate(
+            model,
+            Some(&adapter),
+            &prompt,
+            length,
+            &params,
+            seed,
+            &[],
+            &threads,
+        );
+        let got = got.expect("it fits");
+        let masked = prompt.len() - 1;
+        let with_prompt = |values: &[f32]| [&vec![0.0; masked][..], values].concat();
+        let advantage = if seed.is_multiple_of(2) { 0.7 } else { -0.4 };
+        Datum {
+            tokens: [prompt.as_slice(), &got.tokens].concat(),
+            sampled_logprobs: with_prompt(&got.logprobs),
+            advantages: with_prompt(&vec![advantage; got.tokens.len()]),
+            weights: with_prompt(&vec![1.0; got.tokens.len()]),
+        }
+    };
+    (0..count).map(rollout).collect()
+}
+
+#[test]
+fn the_learner_computes_the_samplers_logprobs_to_the_bit() {
+    let mut trainer = trainer(2).with_micro_batch_rows(64);
+    let data = rollouts(&trainer, 12);
+    let output = trainer
+        .forward_backward(&data, &LOSS)
+        .expect("it is finite");
+    for (datum, logprobs) in data.iter().zip(&output.logprobs) {
+        assert_eq!(&datum.sampled_logprobs, logprobs);
+    }
+    assert_eq!(output.metrics.drift_kl, 0.0);
+    assert_eq!(output.metrics.logprob_gap_max, 0.0);
+    assert_eq!(
+        (output.metrics.ratio_min, output.metrics.ratio_max),
+        (1.0, 1.0)
+    );
+}
+
+#[test]
+fn a_score_is_the_samplers_logprob_to_the_bit() {
+    let trainer = trainer(1);
+    let adapter = trainer.published();
+    for datum in rollouts(&trainer, 3) {
+        let scores = score(
+            trainer.model(),
+            Some(&adapter),
+            &datum.tokens,
+            &Threads::new(2),
+        );
+        let scores = scores.expect("it fits");
+        for ((got, due), weight) in scores
+            .iter()
+            .zip(&datum.sampled_logprobs)
+            .zip(&datum.weights)
+        {
+            assert!(*weight == 0.0 || got == due, "{got} {due}");
+        }
+    }
+}
+
+#[test]
+fn threads_change_no_bit_of_gradients_and_steps() {
+    let mut results = Vec::new();
+    for threads in [1, 2, 3] {
+        let mut trainer = trainer(threads).with_micro_batch_rows(64);
+        let data = rollouts(&trainer, 10);
+        for _ in 0..2 {
+            trainer
+                .forward_backward(&data, &LOSS)
+                .expect("it is finite");
+        }
+        let grads = all_grads(&trainer);
+        trainer
+            .optim_step(&AdamParams::default())
+            .expect("the settings are valid");
+        results.push((grads, trainer.published().digest()));
+    }
+    assert_eq!(results[0], results[1]);
+    assert_eq!(results[0], results[2]);
+}
+
+#[test]
+fn a_restored_state_goes_on_to_the_bit() {
+    let params = AdamParams {
+        lr: 1e-3,
+        weight_decay: 0.01,
+        grad_clip_norm: 1.0,
+        ..AdamParams::default()
+    };
+    let mut first = trainer(2);
+    let data = rollouts(&first, 4);
+    let step = |trainer: &mut Trainer| {
+        trainer
+            .forward_backward(&data, &LOSS)
+            .expect("it is finite");
+        trainer.optim_step(&params).expect("the settings are valid")
+    };
+    step(&mut first);
+    step(&mut first);
+    let state = first.save_state();
+
+    let fresh = Adapter::init(first.model().config(), first.published().config(), 9);
+    let fresh = fresh.expect("the settings are valid");
+    let mut second = Trainer::new(fixture::model(), fresh, Threads::new(1)).expect("it fits");
+    second.forward_backward(&data, &LOSS).expect("it is finite");
+    second.restore_state(&state).expect("it fits");
+    assert_eq!(second.published(), first.published());
+    assert!(all_grads(&second).iter().all(|grad| *grad == 0.0));
+    for _ in 0..2 {
+        assert_eq!(step(&mut first), step(&mut second));
+        assert_eq!(first.published().digest(), second.published().digest());
+    }
+    assert_eq!(first.save_state(), second.save_state());
+}
+
+#[test]
+fn damaged_and_foreign_states_are_refused_and_change_nothing() {
+    let mut trainer = trainer(1);
+    let before = trainer.save_state();
+    for length in (0..before.len()).step_by(before.len() / 23) {
+        let error = trainer
+            .restore_state(&before[..length])
+            .expect_err("it is cut");
+        assert_eq!(error.code(), "CHECKPOINT_INVALID");
+    }
+    let config = trainer.model().config();
+    let other = Adapter::init(config, &LoraConfig::all_linear(4, 16.0), 1);
+    let other = Trainer::new(fixture::model(), other.expect("valid"), Threads::new(1));
+    let foreign = other.expect("it fits").save_state();
+    assert!(trainer.restore_state(&foreign).is_err());
+    assert_eq!(trainer.save_state(), before);
+}
+
+#[test]
+fn a_loss_that_is_not_finite_leaves_no_trace() {
+    let mut trainer = trainer(2);
+    let good = rollouts(&trainer, 3);
+    let before = trainer.save_state();
+    for (ratio, advantage) in [(-200.0, 1.0), (-1.0, f32::NAN), (-1.0, f32::INFINITY)] {
+        let mut bad = good.clone();
+        let last = bad[1].tokens.len() - 2;
+        bad[1].sampled_logprobs[last] = ratio;
+        bad[1].advantages[last] = advantage;
+        trainer
+            .forward_backward(&good, &LOSS)
+            .expect("it is finite");
+        let error = trainer
+            .forward_backward(&bad, &LOSS)
+            .expect_err("it is not finite");
+        assert_eq!(error.code(), "LOSS_NONFINITE");
+        assert!(all_grads(&trainer).iter().all(|grad| *grad == 0.0));
+        assert_eq!(trainer.save_state(), before);
+    }
+    trainer
+        .forward_backward(&good, &LOSS)
+        .expect("the trainer goes on");
+}
+
+#[test]
+fn malformed_data_are_refused() {
+    let mut trainer = trainer(1);
+    let good = rollouts(&trainer, 1).remove(0);
+    let short = Datum {
+        weights: Vec::new(),
+        ..good.clone()
+    };
+    let lonely = Datum {
+        tokens: vec![1],
+        ..Datum::default()
+    };
+    let mut foreign = good;
+    foreign.tokens[0] = 512;
+    let long = Datum {
+        tokens: vec![1; 2050],
+        sampled_logprobs: vec![0.0; 2049],
+        advantages: vec![0.0; 2049],
+        weights: vec![0.0; 2049],
+    };
+    for (datum, code) in [
+        (short, "INVALID_ARGUMENT"),
+        (lonely, "INVALID_ARGUMENT"),
+        (foreign, "TOKEN_OUT_OF_RANGE"),
+        (long, "CONTEXT_EXCEEDED"),
+    ] {
+        let error = trainer
+            .forward_backward(&[datum], &LOSS)
+            .expect_err("it is malformed");
+        assert_eq!(error.code(), code);
+    }
+    assert_eq!(
+        trainer
+            .forward_backward(&[], &LOSS)
+            .expect("nothing to do")
+            .loss_sum,
+        0.0
+    );
+}
+
+#[test]
+fn a_few_steps_raise_what_is_rewarded() {
+    let model = fixture::model();
+    let fresh = Adapter::init(model.config(), &LoraConfig::all_linear(8, 16.0), 3);
+    let fresh = fresh.expect("the settings are valid");
+    let mut trainer = Trainer::new(model, fresh, Threads::new(2)).expect("it fits");
+    let mut data = rollouts(&trainer, 4);
+    for datum in &mut data {
+        datum.advantages.iter_mut().for_each(|a| *a = 1.0);
+    }
+    let params = AdamParams {
+        lr: 1e-2,
+        grad_clip_norm: 1.0,
+        ..AdamParams::default()
+    };
+    let mut entropies = Vec::new();
+    for _ in 0..8 {
+        let output = trainer
+            .forward_backward(&data, &Loss::CrossEntropy)
+            .expect("it is finite");
+        entropies.push(output.metrics.entropy);
+        trainer.optim_step(&params).expect("the settings are valid");
+    }
+    assert!(entropies[7] < 0.7 * entropies[0], "{entropies:?}");
+}
