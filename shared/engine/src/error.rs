@@ -67,8 +67,8 @@ pub enum EngineError {
         /// The shape in the file.
         actual: Vec<usize>,
     },
-    /// A tensor is stored in a number format that is not a float we read.
-    #[error("{}: {tensor} is stored as {dtype}; F32, F16 and BF16 are read", file.display())]
+    /// A tensor is stored in a number format that is not read here.
+    #[error("{}: {tensor} is stored as {dtype}; {readable} are read", file.display())]
     TensorDtype {
         /// The file.
         file: PathBuf,
@@ -76,6 +76,8 @@ pub enum EngineError {
         tensor: String,
         /// The format's name in the file.
         dtype: String,
+        /// The formats that are read here.
+        readable: &'static str,
     },
     /// A configuration file that cannot be parsed or contradicts itself.
     #[error("{} is not a valid configuration: {reason}", file.display())]

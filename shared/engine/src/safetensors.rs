@@ -189,27 +189,64 @@ impl SafetensorsFile {
         self.bytes.as_slice()
     }
 
-    /// Looks a tensor up by name.
+    /// Looks a tensor of floats up by name.
     pub fn tensor(&self, name: &str) -> Result<TensorView<'_>, EngineError> {
+        let (name, entry, bytes) = self.entry(name)?;
+        let dtype = known_dtype(&entry.dtype)
+            .ok_or_else(|| self.wrong_dtype(name, entry, "F32, F16 and BF16"))?;
+        Ok(TensorView {
+            file: &self.path,
+            name,
+            dtype,
+            shape: &entry.shape,
+            bytes,
+        })
+    }
+
+    /// The elements of a tensor of integers (I32, I64 or U8), row-major.
+    pub fn integers(&self, name: &str) -> Result<Vec<i64>, EngineError> {
+        let (name, entry, bytes) = self.entry(name)?;
+        let words = bytes
+            .as_chunks::<4>()
+            .0
+            .iter()
+            .map(|b| i64::from(i32::from_le_bytes(*b)));
+        match entry.dtype.as_str() {
+            "I32" => Ok(words.collect()),
+            "I64" => Ok(bytes
+                .as_chunks::<8>()
+                .0
+                .iter()
+                .map(|b| i64::from_le_bytes(*b))
+                .collect()),
+            "U8" => Ok(bytes.iter().map(|b| i64::from(*b)).collect()),
+            _ => Err(self.wrong_dtype(name, entry, "I32, I64 and U8")),
+        }
+    }
+
+    /// The shape of a tensor of any type.
+    pub fn shape(&self, name: &str) -> Result<&[usize], EngineError> {
+        self.entry(name).map(|(_, entry, _)| entry.shape.as_slice())
+    }
+
+    fn entry(&self, name: &str) -> Result<(&String, &Entry, &[u8]), EngineError> {
         let Some((name, entry)) = self.entries.get_key_value(name) else {
             return Err(EngineError::TensorMissing {
                 file: self.path.clone(),
                 tensor: name.to_owned(),
             });
         };
-        let dtype = known_dtype(&entry.dtype).ok_or_else(|| EngineError::TensorDtype {
-            file: self.path.clone(),
-            tensor: name.clone(),
-            dtype: entry.dtype.clone(),
-        })?;
         let data = &self.bytes.as_slice()[self.data_start..];
-        Ok(TensorView {
-            file: &self.path,
-            name,
-            dtype,
-            shape: &entry.shape,
-            bytes: &data[entry.range.0..entry.range.1],
-        })
+        Ok((name, entry, &data[entry.range.0..entry.range.1]))
+    }
+
+    fn wrong_dtype(&self, name: &str, entry: &Entry, readable: &'static str) -> EngineError {
+        EngineError::TensorDtype {
+            file: self.path.clone(),
+            tensor: name.to_owned(),
+            dtype: entry.dtype.clone(),
+            readable,
+        }
     }
 
     fn parse(path: PathBuf, bytes: Bytes) -> Result<Self, EngineError> {

@@ -65,9 +65,10 @@ impl<'a> Layout<'a> {
     }
 
     fn add_adapter(&mut self, step: &SequenceStep<'a>, rows: Range<usize>) {
-        let Some(adapter) = step.adapter.map(|adapter| adapter.packed()) else {
+        let Some(adapter) = step.adapter.filter(|_| !rows.is_empty()) else {
             return;
         };
+        let adapter = adapter.packed();
         match self.runs.last_mut() {
             Some(run) if run.rows.end == rows.start && std::ptr::eq(run.adapter, adapter) => {
                 run.rows.end = rows.end;

@@ -1,0 +1,304 @@
+//! The numerics contract: a sequence's logits depend on its tokens and its adapter, to the bit,
+//! and on nothing else.
+
+mod random_model;
+
+use random_model::{Noise, ODD_SHAPES, Shape};
+use volley_engine::EngineError;
+use volley_engine::adapter::{Adapter, LoraConfig, Target};
+use volley_engine::cpu::Isa;
+use volley_engine::cpu::threads::Threads;
+use volley_engine::kv::KvCache;
+use volley_engine::model::{LogitsWanted, Model, Scratch, SequenceStep};
+
+/// Logits of all `tokens`, computed in pieces that end at `cuts`, as bit patterns.
+fn logits_in_pieces(
+    model: &Model,
+    threads: &Threads,
+    adapter: Option<&Adapter>,
+    tokens: &[u32],
+    cuts: &[usize],
+) -> Vec<u32> {
+    let mut cache = KvCache::new(model.config());
+    let (mut scratch, mut bits, mut begin) = (Scratch::new(), Vec::new(), 0);
+    for end in cuts.iter().copied().chain([tokens.len()]) {
+        let step = SequenceStep {
+            tokens: &tokens[begin..end],
+            cache: &mut cache,
+            adapter,
+            logits: LogitsWanted::All,
+        };
+        let out = model
+            .forward(&mut [step], threads, &mut scratch)
+            .expect("valid tokens");
+        bits.extend(out[0].data().iter().map(|value| value.to_bits()));
+        begin = end;
+    }
+    assert_eq!(cache.len(), tokens.len());
+    bits
+}
+
+fn logits(model: &Model, adapter: Option<&Adapter>, tokens: &[u32]) -> Vec<u32> {
+    logits_in_pieces(model, &Threads::new(1), adapter, tokens, &[])
+}
+
+/// An adapter whose B is not zero.
+fn adapter(model: &Model, rank: usize, targets: &[Target], seed: u64) -> Adapter {
+    let config = LoraConfig {
+        rank,
+        alpha: 1.5 * rank as f32,
+        rslora: false,
+        targets: targets.to_vec(),
+    };
+    let fresh = Adapter::init(model.config(), &config, seed).expect("valid settings");
+    let mut noise = Noise::new(seed);
+    let mut tensors =
+        volley_engine::safetensors::SafetensorsFile::from_bytes("fresh", fresh.to_bytes());
+    let file = tensors.as_mut().expect("its own bytes");
+    let values: Vec<(String, Vec<usize>, Vec<f32>)> = (file.names())
+        .map(|name| {
+            let view = file.tensor(name).expect("it is there");
+            let values = view
+                .to_f32()
+                .iter()
+                .map(|v| v + 0.2 * noise.symmetric())
+                .collect();
+            (name.to_owned(), view.shape().to_vec(), values)
+        })
+        .collect();
+    let data: Vec<_> = (values.iter())
+        .map(
+            |(name, shape, data)| volley_engine::safetensors::TensorData {
+                name: name.clone(),
+                shape: shape.clone(),
+                dtype: volley_engine::safetensors::Dtype::F32,
+                data,
+            },
+        )
+        .collect();
+    let bytes = volley_engine::safetensors::serialize(&data, file.metadata()).expect("valid");
+    Adapter::from_bytes(model.config(), &bytes).expect("its own format")
+}
+
+/// One adapter per kind of coverage.
+fn adapters(model: &Model) -> Vec<Adapter> {
+    vec![
+        adapter(model, 3, &Target::ALL, 5),
+        adapter(model, 17, &[Target::Q, Target::V], 6),
+        adapter(model, 1, &[Target::O, Target::Up, Target::Down], 7),
+    ]
+}
+
+fn models() -> impl Iterator<Item = (Shape, Model)> {
+    ODD_SHAPES
+        .iter()
+        .enumerate()
+        .map(|(i, shape)| (*shape, shape.model(i as u64 + 1)))
+}
+
+#[test]
+fn decode_and_every_chunking_equal_prefill() {
+    for (shape, model) in models() {
+        let mut noise = Noise::new(11);
+        let tokens = noise.tokens(83, shape.vocab);
+        for adapter in [None, Some(&adapters(&model)[0])] {
+            let whole = logits(&model, adapter, &tokens);
+            let one_by_one: Vec<usize> = (1..tokens.len()).collect();
+            let mut chunkings = vec![
+                one_by_one,
+                vec![1],
+                vec![82],
+                vec![16, 32],
+                vec![15, 33, 34],
+            ];
+            for _ in 0..6 {
+                let mut cuts: Vec<usize> = (0..5).map(|_| noise.below(83)).collect();
+                cuts.sort_unstable();
+                chunkings.push(cuts);
+            }
+            for cuts in chunkings {
+                let threads = Threads::new(1);
+                let pieces = logits_in_pieces(&model, &threads, adapter, &tokens, &cuts);
+                assert!(pieces == whole, "{shape:?} cut at {cuts:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn threads_and_instruction_sets_change_nothing() {
+    for (shape, model) in models() {
+        let tokens = Noise::new(3).tokens(200, shape.vocab);
+        let lora = &adapters(&model)[0];
+        let expected = logits(&model, Some(lora), &tokens);
+        for isa in Isa::available() {
+            for count in [1, 2, 3] {
+                let threads = Threads::with_isa(count, isa);
+                let got = logits_in_pieces(&model, &threads, Some(lora), &tokens, &[150, 151, 152]);
+                assert!(got == expected, "{shape:?} {} x {count}", isa.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn company_in_the_batch_changes_nothing() {
+    for (shape, model) in models() {
+        let mut noise = Noise::new(23);
+        let loras = adapters(&model);
+        let lengths = [1, 90, 3, 17, 1, 40, 1, 1, 16];
+        let sequences: Vec<Vec<u32>> = lengths
+            .iter()
+            .map(|&len| noise.tokens(len + 5, shape.vocab))
+            .collect();
+        let pick = |i: usize| [None, Some(&loras[0]), Some(&loras[0]), Some(&loras[1])][i % 4];
+        let alone: Vec<Vec<u32>> = (sequences.iter().enumerate())
+            .map(|(i, tokens)| logits(&model, pick(i), tokens))
+            .collect();
+        for count in [1, 2] {
+            let threads = Threads::new(count);
+            let mut caches: Vec<KvCache> = sequences
+                .iter()
+                .map(|_| KvCache::new(model.config()))
+                .collect();
+            let mut together: Vec<Vec<u32>> = vec![Vec::new(); sequences.len()];
+            let mut scratch = Scratch::new();
+            // The prompts (one sequence starts late, as in continuous batching), then tokens
+            // one by one, then the rest.
+            for round in 0..5 {
+                let range = |(i, cache): (usize, &KvCache)| match (round, i) {
+                    (0, 3) => 0..0,
+                    (0, _) | (1, 3) => 0..lengths[i],
+                    (4, _) => cache.len()..sequences[i].len(),
+                    (_, _) => cache.len()..cache.len() + 1,
+                };
+                let ranges: Vec<_> = caches.iter().enumerate().map(range).collect();
+                let mut steps: Vec<SequenceStep<'_>> = (caches.iter_mut().enumerate())
+                    .map(|(i, cache)| SequenceStep {
+                        tokens: &sequences[i][ranges[i].clone()],
+                        cache,
+                        adapter: pick(i),
+                        logits: LogitsWanted::All,
+                    })
+                    .collect();
+                let out = model
+                    .forward(&mut steps, &threads, &mut scratch)
+                    .expect("valid");
+                for (bits, out) in together.iter_mut().zip(&out) {
+                    bits.extend(out.data().iter().map(|value| value.to_bits()));
+                }
+            }
+            assert!(together == alone, "{shape:?} on {count} threads");
+        }
+    }
+}
+
+#[test]
+fn forks_and_truncated_caches_continue_exactly() {
+    for (shape, model) in models() {
+        let (threads, mut scratch) = (Threads::new(1), Scratch::new());
+        let mut noise = Noise::new(31);
+        let prompt = noise.tokens(37, shape.vocab);
+        let mut base = KvCache::new(model.config());
+        let mut run = |cache: &mut KvCache, tokens: &[u32]| -> Vec<u32> {
+            let logits = LogitsWanted::Last;
+            let step = SequenceStep {
+                tokens,
+                cache,
+                adapter: None,
+                logits,
+            };
+            let out = model
+                .forward(&mut [step], &threads, &mut scratch)
+                .expect("valid");
+            out[0].row(0).iter().map(|value| value.to_bits()).collect()
+        };
+        run(&mut base, &prompt);
+        let continuations: Vec<Vec<u32>> = (0..3).map(|_| noise.tokens(9, shape.vocab)).collect();
+        for tokens in &continuations {
+            let all = [prompt.as_slice(), tokens].concat();
+            let expected = run(&mut KvCache::new(model.config()), &all);
+            let mut fork = base.fork();
+            assert!(run(&mut fork, tokens) == expected, "{shape:?}: fork");
+            // Back to the prompt, over the remains of the last continuation.
+            fork.truncate(prompt.len());
+            assert!(run(&mut fork, tokens) == expected, "{shape:?}: truncated");
+            fork.truncate(20);
+            assert!(
+                run(&mut fork, &all[20..]) == expected,
+                "{shape:?}: truncated further"
+            );
+        }
+        assert_eq!(base.len(), prompt.len());
+    }
+}
+
+#[test]
+fn wanted_rows_are_those_rows() {
+    let (shape, model) = models().next().expect("a shape");
+    let tokens = Noise::new(2).tokens(9, shape.vocab);
+    let all = logits(&model, None, &tokens);
+    let (mut a, mut b) = (KvCache::new(model.config()), KvCache::new(model.config()));
+    let mut c = KvCache::new(model.config());
+    let step = |cache, logits| SequenceStep {
+        tokens: &tokens,
+        cache,
+        adapter: None,
+        logits,
+    };
+    let mut steps = [
+        step(&mut a, LogitsWanted::None),
+        step(&mut b, LogitsWanted::Last),
+        step(&mut c, LogitsWanted::All),
+    ];
+    let out = model
+        .forward(&mut steps, &Threads::new(1), &mut Scratch::new())
+        .expect("valid");
+    assert_eq!(out.iter().map(|l| l.rows()).collect::<Vec<_>>(), [0, 1, 9]);
+    let bits = |data: &[f32]| data.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+    assert_eq!(bits(out[2].data()), all);
+    assert_eq!(bits(out[1].row(0)), all[8 * shape.vocab..]);
+}
+
+#[test]
+fn a_refused_batch_changes_no_cache() {
+    let (shape, model) = models().next().expect("a shape");
+    let other = ODD_SHAPES[1].model(9);
+    let good = [1u32, 2, 3];
+    let long = vec![1u32; 601];
+    let beyond = [shape.vocab as u32];
+    let misfit = adapter(&other, 2, &Target::ALL, 1);
+    let mut foreign = KvCache::new(other.config());
+    let cases: [(&[u32], Option<&Adapter>, &str); 3] = [
+        (&long, None, "CONTEXT_EXCEEDED"),
+        (&beyond, None, "TOKEN_OUT_OF_RANGE"),
+        (&good, Some(&misfit), "ADAPTER_MISMATCH"),
+    ];
+    let run = |tokens: &[u32], cache: &mut KvCache, adapter| -> EngineError {
+        let mut first = KvCache::new(model.config());
+        let logits = LogitsWanted::Last;
+        let mut steps = [
+            SequenceStep {
+                tokens: &good,
+                cache: &mut first,
+                adapter: None,
+                logits,
+            },
+            SequenceStep {
+                tokens,
+                cache,
+                adapter,
+                logits,
+            },
+        ];
+        let out = model.forward(&mut steps, &Threads::new(1), &mut Scratch::new());
+        assert!(first.is_empty());
+        out.expect_err("it is refused")
+    };
+    for (tokens, adapter, code) in cases {
+        let mut cache = KvCache::new(model.config());
+        assert_eq!(run(tokens, &mut cache, adapter).code(), code);
+        assert!(cache.is_empty());
+    }
+    assert_eq!(run(&good, &mut foreign, None).code(), "INVALID_ARGUMENT");
+}

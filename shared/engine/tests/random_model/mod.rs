@@ -1,0 +1,179 @@
+//! Checkpoints of any shape with random weights.
+#![allow(dead_code, unreachable_pub, reason = "shared by test files; every one uses a part")]
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use volley_engine::model::Model;
+use volley_engine::safetensors::{Dtype, TensorData, write};
+
+/// Sizes of a model.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    pub vocab: usize,
+    pub hidden: usize,
+    pub ffn: usize,
+    pub layers: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    pub tied: bool,
+    pub dtype: Dtype,
+}
+
+/// Shapes that leave remainders everywhere: prime sizes, one key head, heads of 2 and 18.
+pub const ODD_SHAPES: [Shape; 4] = [
+    Shape {
+        vocab: 509,
+        hidden: 40,
+        ffn: 61,
+        layers: 2,
+        heads: 3,
+        kv_heads: 1,
+        head_dim: 18,
+        tied: true,
+        dtype: Dtype::F32,
+    },
+    Shape {
+        vocab: 17,
+        hidden: 7,
+        ffn: 5,
+        layers: 3,
+        heads: 5,
+        kv_heads: 5,
+        head_dim: 2,
+        tied: false,
+        dtype: Dtype::F16,
+    },
+    Shape {
+        vocab: 131,
+        hidden: 96,
+        ffn: 160,
+        layers: 2,
+        heads: 14,
+        kv_heads: 2,
+        head_dim: 32,
+        tied: false,
+        dtype: Dtype::Bf16,
+    },
+    Shape {
+        vocab: 2,
+        hidden: 1,
+        ffn: 1,
+        layers: 1,
+        heads: 1,
+        kv_heads: 1,
+        head_dim: 2,
+        tied: true,
+        dtype: Dtype::Bf16,
+    },
+];
+
+/// A small generator (xorshift): equal seeds, equal numbers, on every machine.
+pub struct Noise(u64);
+
+impl Noise {
+    pub fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
+    }
+
+    pub fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
+    }
+
+    /// Uniform in [-1, 1).
+    pub fn symmetric(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    }
+
+    pub fn below(&mut self, n: usize) -> usize {
+        (self.next() >> 33) as usize % n
+    }
+
+    pub fn tokens(&mut self, len: usize, vocab: usize) -> Vec<u32> {
+        (0..len).map(|_| self.below(vocab) as u32).collect()
+    }
+}
+
+impl Shape {
+    fn tensors(&self) -> Vec<(String, Vec<usize>)> {
+        let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        let mut all = vec![
+            (
+                "model.embed_tokens.weight".to_owned(),
+                vec![self.vocab, self.hidden],
+            ),
+            ("model.norm.weight".to_owned(), vec![self.hidden]),
+        ];
+        if !self.tied {
+            all.push(("lm_head.weight".to_owned(), vec![self.vocab, self.hidden]));
+        }
+        for layer in 0..self.layers {
+            for (name, shape) in [
+                ("input_layernorm", vec![self.hidden]),
+                ("post_attention_layernorm", vec![self.hidden]),
+                ("self_attn.q_norm", vec![self.head_dim]),
+                ("self_attn.k_norm", vec![self.head_dim]),
+                ("self_attn.q_proj", vec![q, self.hidden]),
+                ("self_attn.k_proj", vec![kv, self.hidden]),
+                ("self_attn.v_proj", vec![kv, self.hidden]),
+                ("self_attn.o_proj", vec![self.hidden, q]),
+                ("mlp.gate_proj", vec![self.ffn, self.hidden]),
+                ("mlp.up_proj", vec![self.ffn, self.hidden]),
+                ("mlp.down_proj", vec![self.hidden, self.ffn]),
+            ] {
+                all.push((format!("model.layers.{layer}.{name}.weight"), shape));
+            }
+        }
+        all
+    }
+
+    fn config(&self) -> String {
+        serde_json::json!({
+            "architectures": ["Qwen3ForCausalLM"], "vocab_size": self.vocab,
+            "hidden_size": self.hidden, "intermediate_size": self.ffn,
+            "num_hidden_layers": self.layers, "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads, "head_dim": self.head_dim,
+            "max_position_embeddings": 600, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
+            "tie_word_embeddings": self.tied, "hidden_act": "silu",
+        })
+        .to_string()
+    }
+
+    /// Writes a checkpoint.
+    pub fn write(&self, dir: &Path, seed: u64) {
+        let mut noise = Noise::new(seed);
+        let named: Vec<(String, Vec<usize>, Vec<f32>)> = (self.tensors().into_iter())
+            .map(|(name, shape)| {
+                let len = shape.iter().product();
+                let (mid, spread) = match shape.as_slice() {
+                    [_] => (1.0, 0.3),
+                    [_, inputs] => (0.0, 2.0 / (*inputs as f32).sqrt()),
+                    _ => unreachable!("vectors and matrices"),
+                };
+                let values = (0..len).map(|_| mid + spread * noise.symmetric()).collect();
+                (name, shape, values)
+            })
+            .collect();
+        let tensors: Vec<TensorData<'_>> = (named.iter())
+            .map(|(name, shape, data)| TensorData {
+                name: name.clone(),
+                shape: shape.clone(),
+                dtype: self.dtype,
+                data,
+            })
+            .collect();
+        std::fs::write(dir.join("config.json"), self.config()).expect("the folder is writable");
+        write(&dir.join("model.safetensors"), &tensors, &BTreeMap::new()).expect("writable");
+    }
+
+    /// A loaded model.
+    pub fn model(&self, seed: u64) -> Model {
+        let dir = tempfile::tempdir().expect("a folder");
+        self.write(dir.path(), seed);
+        Model::load(dir.path()).expect("a valid checkpoint")
+    }
+}
