@@ -5,7 +5,7 @@ use volley_protocol::{AttemptId, Fault, RolloutId, SinkRef};
 
 use crate::coordinator::Coordinator;
 use crate::effect::Effect;
-use crate::queue::Place;
+use crate::place::Place;
 use crate::retry::{self, Ending, Next, Tally};
 
 /// Longest text of a failure that summaries show.

@@ -5,6 +5,8 @@
 //! idle window, and only workers without leases. Work that cannot be leased (its sink is away or
 //! full) is no reason for anybody.
 
+use std::collections::VecDeque;
+
 use crate::config::ScalingConfig;
 use crate::input::Millis;
 
@@ -46,11 +48,44 @@ impl Crew {
     }
 }
 
-/// What the function remembers between calls.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// What the function remembers between calls: how many were wanted within the last idle window.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Calm {
-    /// Since when fewer were wanted than are present, and the most that were wanted since.
-    low: Option<(Millis, u32)>,
+    /// When it was first asked: nobody is removed before a whole window was seen.
+    began: Option<Millis>,
+    /// (last moment, wanted), falling: the first one is the most of the window. At most one entry
+    /// for each number of workers.
+    peaks: VecDeque<(Millis, u32)>,
+}
+
+impl Calm {
+    /// Takes note of what is wanted; tells the most of the idle window, once it is over.
+    fn note(&mut self, window_ms: u64, wanted: u32, now: Millis) -> Option<u32> {
+        let began = *self.began.get_or_insert(now);
+        while self
+            .peaks
+            .back()
+            .is_some_and(|(_, before)| *before <= wanted)
+        {
+            self.peaks.pop_back();
+        }
+        self.peaks.push_back((now, wanted));
+        while self
+            .peaks
+            .front()
+            .is_some_and(|(last, _)| now.since(*last) >= window_ms && *last < now)
+        {
+            self.peaks.pop_front();
+        }
+        debug_assert!(
+            self.peaks
+                .iter()
+                .zip(self.peaks.iter().skip(1))
+                .all(|(a, b)| a.1 > b.1)
+        );
+        let most = self.peaks.front().map(|(_, most)| *most);
+        most.filter(|_| now.since(began) >= window_ms)
+    }
 }
 
 /// What is to be done.
@@ -88,20 +123,13 @@ pub(crate) fn decide(
         reason,
     };
     let present = crew.present();
+    let most = calm.note(config.idle_window_ms, wanted, now);
     if wanted >= present {
-        calm.low = None;
         let room = config.max_workers.saturating_sub(present + crew.draining);
         decision.start = (wanted - present).min(room);
-        return decision;
-    }
-    let (since, peak) = calm
-        .low
-        .map_or((now, wanted), |(since, peak)| (since, peak.max(wanted)));
-    calm.low = Some((since, peak));
-    if now.since(since) >= config.idle_window_ms {
-        // Starting workers cannot be drained; they are looked at again in the next window.
-        decision.remove = present.saturating_sub(peak).min(crew.removable);
-        calm.low = Some((now, wanted));
+    } else if let Some(most) = most {
+        // Starting workers cannot be drained; they are looked at again once they are here.
+        decision.remove = present.saturating_sub(most).min(crew.removable);
     }
     decision
 }

@@ -8,8 +8,8 @@ use volley_protocol::{ErrorCode, Fault, JobId, JobSpec, RunId, SinkRef};
 
 use crate::adapters::Versions;
 use crate::config::{POLLS_PER_SESSION_MAX, VERSIONS_PER_REPLY_MAX};
-use crate::coordinator::{Coordinator, persist, reply};
-use crate::effect::Effect;
+use crate::coordinator::Coordinator;
+use crate::effect::{Effect, persist, reply};
 use crate::input::SessionId;
 use crate::record::Record;
 use crate::runs::Poll;

@@ -2,19 +2,18 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
-use volley_protocol::client::{ClientReply, ReplyBody};
 use volley_protocol::learner::ToLearner;
 use volley_protocol::worker::ToWorker;
-use volley_protocol::{Epoch, ErrorCode, Fault, JobId, PolicyRef, RunId, SinkRef, WorkerId};
+use volley_protocol::{Epoch, JobId, PolicyRef, RunId, SinkRef, WorkerId};
 
 use crate::adapters::Registry;
 use crate::autoscale::{Calm, Decision};
 use crate::config::{CoordinatorConfig, HOUSEKEEPING_MS};
-use crate::effect::Effect;
-use crate::input::{Input, Millis, SessionId};
+use crate::effect::{Effect, to_worker};
+use crate::input::{Input, Millis};
 use crate::jobs::Jobs;
-use crate::queue::{Blocked, Job};
-use crate::record::Record;
+use crate::place::Blocked;
+use crate::queue::Job;
 use crate::roster::Roster;
 use crate::runs::Runs;
 use crate::stats::Stats;
@@ -267,40 +266,4 @@ impl Coordinator {
             });
         }
     }
-}
-
-/// A message that need not wait for a commit.
-pub(crate) const fn to_worker(session: SessionId, message: ToWorker) -> Effect {
-    Effect::ToWorker {
-        session,
-        message,
-        after_commit: false,
-    }
-}
-
-/// An answer to a client.
-pub(crate) const fn reply(
-    session: SessionId,
-    id: u32,
-    body: ReplyBody,
-    after_commit: bool,
-) -> Effect {
-    Effect::Reply {
-        session,
-        reply: ClientReply { id, body },
-        after_commit,
-    }
-}
-
-/// Ends a session whose peer did something wrong.
-pub(crate) fn close(session: SessionId, code: ErrorCode, why: impl Into<String>) -> Effect {
-    Effect::CloseSession {
-        session,
-        fault: Fault::new(code, why),
-    }
-}
-
-/// Writes something down.
-pub(crate) fn persist(record: Record, out: &mut Vec<Effect>) {
-    out.push(Effect::Persist(record));
 }

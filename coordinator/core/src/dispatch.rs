@@ -7,8 +7,8 @@ use volley_protocol::worker::{Lease, LeasePolicy, SinkAddr, ToWorker};
 use volley_protocol::{AttemptId, JobId, PolicyRef, RolloutId, SinkRef, WorkerId};
 
 use crate::config::DISPATCH_QUANTUM;
-use crate::coordinator::{Coordinator, persist};
-use crate::effect::Effect;
+use crate::coordinator::Coordinator;
+use crate::effect::{Effect, persist};
 use crate::record::Record;
 use crate::roster::Worker;
 

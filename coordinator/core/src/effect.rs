@@ -5,10 +5,10 @@
 //! `after_commit` waits for that sync; all others may leave at once. A held message may be
 //! overtaken by later ones on the same session: every receiver tolerates that.
 
-use volley_protocol::client::ClientReply;
+use volley_protocol::client::{ClientReply, ReplyBody};
 use volley_protocol::learner::ToLearner;
 use volley_protocol::worker::ToWorker;
-use volley_protocol::{Fault, JobId, JobSpec, RolloutId};
+use volley_protocol::{ErrorCode, Fault, JobId, JobSpec, RolloutId};
 
 use crate::input::SessionId;
 use crate::record::Record;
@@ -110,4 +110,40 @@ pub enum Effect {
         /// Why.
         fault: Fault,
     },
+}
+
+/// A message that need not wait for a commit.
+pub(crate) const fn to_worker(session: SessionId, message: ToWorker) -> Effect {
+    Effect::ToWorker {
+        session,
+        message,
+        after_commit: false,
+    }
+}
+
+/// An answer to a client.
+pub(crate) const fn reply(
+    session: SessionId,
+    id: u32,
+    body: ReplyBody,
+    after_commit: bool,
+) -> Effect {
+    Effect::Reply {
+        session,
+        reply: ClientReply { id, body },
+        after_commit,
+    }
+}
+
+/// Ends a session whose peer did something wrong.
+pub(crate) fn close(session: SessionId, code: ErrorCode, why: impl Into<String>) -> Effect {
+    Effect::CloseSession {
+        session,
+        fault: Fault::new(code, why),
+    }
+}
+
+/// Writes something down.
+pub(crate) fn persist(record: Record, out: &mut Vec<Effect>) {
+    out.push(Effect::Persist(record));
 }

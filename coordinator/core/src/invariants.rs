@@ -9,18 +9,10 @@ use volley_protocol::{AdapterVersion, AttemptId, PolicyRef, RolloutId, WorkerId}
 
 use crate::config::{FINISHED_JOBS_MAX, POLLS_PER_SESSION_MAX, REPORTS_MAX};
 use crate::coordinator::Coordinator;
-use crate::queue::{Job, Place};
+use crate::place::Place;
+use crate::queue::Job;
 use crate::stats::{HISTORY_MAX, NOTICES_MAX};
-
-/// A broken invariant: a defect of this crate.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("invariant `{invariant}` is broken: {detail}")]
-pub struct Violation {
-    /// Name of the function that found it.
-    pub invariant: &'static str,
-    /// What was found.
-    pub detail: String,
-}
+use crate::violation::{Violation, ensure};
 
 impl Coordinator {
     /// Checks every invariant by looking at everything.
@@ -40,20 +32,6 @@ impl Coordinator {
         versions_form_a_chain(self)?;
         nothing_pinned_is_forgotten(self)
     }
-}
-
-fn ensure(
-    holds: bool,
-    invariant: &'static str,
-    detail: impl FnOnce() -> String,
-) -> Result<(), Violation> {
-    if holds {
-        return Ok(());
-    }
-    Err(Violation {
-        invariant,
-        detail: detail(),
-    })
 }
 
 /// (1, 2) Fresh, open, accepted or failed: exactly one of them, and the counters agree.

@@ -7,7 +7,8 @@ use volley_protocol::{JobId, RolloutId};
 
 use crate::config::{FINISHED_JOBS_MAX, KEEP_MS_MIN};
 use crate::input::Millis;
-use crate::queue::{Blocked, Job};
+use crate::place::Blocked;
+use crate::queue::Job;
 
 /// The jobs of a cluster.
 #[derive(Debug, Default)]

@@ -9,12 +9,11 @@ use volley_protocol::run::{RunInfo, RunState};
 use volley_protocol::{AdapterVersion, ErrorCode, Fault, JobId, JobSpec, RunId, SinkRef};
 
 use crate::config::{RUNS_MAX, VERSIONS_MAX};
-use crate::coordinator::{Coordinator, close, persist, reply};
-use crate::effect::Effect;
+use crate::coordinator::Coordinator;
+use crate::effect::{Effect, close, persist};
 use crate::input::SessionId;
 use crate::record::Record;
 use crate::runs::{Learner, LearnerSession, Run};
-use crate::sinks::SETTLE_IN_MS;
 
 impl Coordinator {
     pub(crate) fn learner_up(&mut self, session: SessionId, pid: u32) {
@@ -96,6 +95,10 @@ impl Coordinator {
                     let settled = accepted.ranges().chain(failed.ranges()).collect();
                     self.repeat_failures(run, job, &settled, out);
                     self.refresh(job);
+                    let state = self.runs.map.get(&run).map(|run| &run.state);
+                    if state == Some(&RunState::Finished) {
+                        self.end_training(run, out);
+                    }
                 }
             }
             FromLearner::Admit { job, upto } => self.admit(run, job, upto, out),
@@ -269,40 +272,20 @@ impl Coordinator {
             );
         }
         if state == RunState::Finished {
-            // The last step is made: what was leased ahead of it is wanted by nobody.
-            let open = self.jobs.iter().filter(|(_, job)| {
-                let trains = job.spec.kind == JobKind::Train && job.state == JobState::Open;
-                trains && job.spec.sink == SinkRef::Learner(id)
-            });
-            let open: Vec<JobId> = open.map(|(job, _)| *job).collect();
-            open.into_iter()
-                .for_each(|job| self.close_open_rollouts(job, JobState::Done, out));
+            self.end_training(id, out);
         }
         self.answer_polls(out);
     }
 
-    /// Learners that had time to say what they settled.
-    pub(crate) fn settle_learners_in(&mut self) {
-        let now = self.now;
-        let mut settled = Vec::new();
-        for (id, run) in &mut self.runs.map {
-            if let Some(learner) = &mut run.learner
-                && !learner.settled_in
-                && now.since(learner.since) >= SETTLE_IN_MS
-            {
-                learner.settled_in = true;
-                settled.push(*id);
-            }
-        }
-        settled
-            .into_iter()
-            .for_each(|run| self.refresh_jobs_of(run));
-    }
-
-    /// Answers polls that have news, or no time left.
-    pub(crate) fn answer_polls(&mut self, out: &mut Vec<Effect>) {
-        for (poll, body) in self.runs.answerable(self.now) {
-            out.push(reply(poll.session, poll.id, body, false));
+    /// The last step is made: what was leased ahead of it is wanted by nobody.
+    fn end_training(&mut self, run: RunId, out: &mut Vec<Effect>) {
+        let open = self.jobs.iter().filter(|(_, job)| {
+            let trains = job.spec.kind == JobKind::Train && job.state == JobState::Open;
+            trains && job.spec.sink == SinkRef::Learner(run)
+        });
+        let open: Vec<JobId> = open.map(|(job, _)| *job).collect();
+        for job in open {
+            self.close_open_rollouts(job, JobState::Done, out);
         }
     }
 }

@@ -8,7 +8,8 @@ use volley_protocol::{AttemptId, ErrorCode, Fault, JobId, PolicyRef, RolloutId, 
 
 use crate::coordinator::Coordinator;
 use crate::effect::Effect;
-use crate::queue::{Blocked, Job, Place};
+use crate::place::{Blocked, Place};
+use crate::queue::Job;
 use crate::retry::Ending;
 use crate::roster::LeaseTimes;
 

@@ -4,7 +4,8 @@ use volley_protocol::RangeSet;
 use volley_protocol::job::Extent;
 use volley_protocol::learner::Verdict;
 
-use crate::queue::{Job, Open, Settled};
+use crate::place::{Open, Settled};
+use crate::queue::Job;
 use crate::ranges::{self, Ranges};
 
 impl Job {

@@ -6,22 +6,25 @@
 //! | file | what it knows |
 //! |---|---|
 //! | `coordinator` | the whole: one event in, effects out |
-//! | `queue`, `ledger`, `extents`, `jobs` | where each rollout is; what is closed; all jobs and whose turn it is |
+//! | `place`, `queue`, `ledger`, `extents`, `jobs` | where each rollout is; what is closed; all jobs and whose turn it is |
 //! | `dispatch`, `lease`, `attempts`, `retry` | who gets what, for how long; what follows when an attempt ends |
-//! | `roster`, `workers` | who works; what workers say |
+//! | `roster`, `workers`, `departures` | who works; what workers say; how they leave |
 //! | `autoscale`, `scaling` | how many there should be (pure); carrying it out |
 //! | `adapters`, `versions`, `runs`, `learners` | versions and their pins; runs; what learners say |
 //! | `sinks`, `lifecycle` | what is closed; how jobs begin and end |
 //! | `clients`, `snapshot`, `stats` | what people ask and see |
 //! | `record`, `restore` | what survives, and how it comes back |
-//! | `invariants` | what must always hold |
+//! | `invariants`, `violation` | what must always hold |
 
 mod adapters;
 mod attempts;
 mod autoscale;
+#[cfg(test)]
+mod autoscale_laws;
 mod clients;
 mod config;
 mod coordinator;
+mod departures;
 mod dispatch;
 mod effect;
 mod extents;
@@ -34,6 +37,7 @@ mod learners;
 mod lease;
 mod ledger;
 mod lifecycle;
+mod place;
 mod queue;
 mod ranges;
 mod record;
@@ -46,11 +50,12 @@ mod sinks;
 mod snapshot;
 mod stats;
 mod versions;
+mod violation;
 mod workers;
 
 pub use config::*;
 pub use coordinator::Coordinator;
 pub use effect::Effect;
 pub use input::{Input, Millis, SessionId};
-pub use invariants::Violation;
 pub use record::Record;
+pub use violation::Violation;

@@ -11,9 +11,10 @@ use volley_protocol::{
     WorkerId,
 };
 
-use crate::coordinator::{Coordinator, persist};
-use crate::effect::Effect;
-use crate::queue::{Job, Place};
+use crate::coordinator::Coordinator;
+use crate::effect::{Effect, persist};
+use crate::place::Place;
+use crate::queue::Job;
 use crate::ranges;
 use crate::record::Record;
 use crate::sinks::cancelled;

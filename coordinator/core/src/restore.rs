@@ -4,8 +4,8 @@ use volley_protocol::job::JobState;
 use volley_protocol::{AdapterVersion, Epoch, GroupIndex, PolicyRef, SinkRef};
 
 use crate::config::CoordinatorConfig;
-use crate::coordinator::{Coordinator, persist};
-use crate::effect::Effect;
+use crate::coordinator::Coordinator;
+use crate::effect::{Effect, persist};
 use crate::input::Millis;
 use crate::queue::Job;
 use crate::ranges;

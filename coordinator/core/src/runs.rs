@@ -8,7 +8,10 @@ use volley_protocol::run::{RunInfo, RunState, RunSummary, StepReport};
 use volley_protocol::{JobId, RunId};
 
 use crate::config::{REPORTS_MAX, REPORTS_PER_REPLY_MAX, REWARD_HISTORY_MAX};
+use crate::coordinator::Coordinator;
+use crate::effect::{Effect, reply};
 use crate::input::{Millis, SessionId};
+use crate::sinks::SETTLE_IN_MS;
 
 /// The learner that works on a run.
 #[derive(Clone, Debug)]
@@ -161,6 +164,33 @@ impl Runs {
             keep
         });
         answers
+    }
+}
+
+impl Coordinator {
+    /// Learners that had time to say what they settled.
+    pub(crate) fn settle_learners_in(&mut self) {
+        let now = self.now;
+        let mut settled = Vec::new();
+        for (id, run) in &mut self.runs.map {
+            if let Some(learner) = &mut run.learner
+                && !learner.settled_in
+                && now.since(learner.since) >= SETTLE_IN_MS
+            {
+                learner.settled_in = true;
+                settled.push(*id);
+            }
+        }
+        settled
+            .into_iter()
+            .for_each(|run| self.refresh_jobs_of(run));
+    }
+
+    /// Answers polls that have news, or no time left.
+    pub(crate) fn answer_polls(&mut self, out: &mut Vec<Effect>) {
+        for (poll, body) in self.runs.answerable(self.now) {
+            out.push(reply(poll.session, poll.id, body, false));
+        }
     }
 }
 

@@ -74,22 +74,6 @@ impl Coordinator {
         self.say_worker(id, ToWorker::Drain { deadline_ms }, out);
     }
 
-    /// A process that was asked for has ended.
-    pub(crate) fn worker_exited(&mut self, provision: u64, pid: u32, out: &mut Vec<Effect>) {
-        if self.roster.starting.remove(&provision).is_some() {
-            self.count_exit(format!("a worker (pid {pid}) ended before it was ready"));
-        } else if let Some(id) = self.roster.of_provision(provision) {
-            let draining = self
-                .roster
-                .get(id)
-                .is_some_and(|w| w.state == WorkerState::Draining);
-            if !draining {
-                self.count_exit(format!("a worker (pid {pid}) ended unasked"));
-            }
-            self.lose_worker(id, out);
-        }
-    }
-
     pub(crate) fn provision_failed(&mut self, provision: u64, reason: String) {
         if self.roster.starting.remove(&provision).is_some() {
             self.count_exit(reason);

@@ -13,9 +13,9 @@ use volley_protocol::{
     ErrorCode, Fault, GroupIndex, JobId, PolicyRef, RangeSet, RolloutId, RunId, SinkRef,
 };
 
-use crate::coordinator::{Coordinator, persist};
-use crate::effect::Effect;
-use crate::queue::{Open, Place, Settled};
+use crate::coordinator::Coordinator;
+use crate::effect::{Effect, persist};
+use crate::place::{Open, Place, Settled};
 use crate::ranges::{self, Ranges};
 use crate::record::Record;
 

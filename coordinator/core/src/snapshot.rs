@@ -10,7 +10,8 @@ use volley_protocol::snapshot::{
 use crate::config::JOBS_PER_REPLY_MAX;
 use crate::coordinator::Coordinator;
 use crate::input::Millis;
-use crate::queue::{Blocked, Job};
+use crate::place::Blocked;
+use crate::queue::Job;
 
 /// Jobs and workers in a snapshot (`ClusterSnapshot`).
 const SNAPSHOT_JOBS_MAX: usize = 100;

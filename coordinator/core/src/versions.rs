@@ -7,8 +7,8 @@ use volley_protocol::learner::ToLearner;
 use volley_protocol::worker::ToWorker;
 use volley_protocol::{AdapterVersion, Digest, ErrorCode, Fault, RunId};
 
-use crate::coordinator::{Coordinator, persist};
-use crate::effect::Effect;
+use crate::coordinator::Coordinator;
+use crate::effect::{Effect, persist};
 use crate::input::SessionId;
 use crate::record::Record;
 
