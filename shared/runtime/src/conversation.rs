@@ -90,11 +90,8 @@ pub async fn read<M: Message>(
 /// Queues a message. A peer that does not read loses the session: everything that matters is said
 /// again in the next one.
 pub fn say<M: Message>(session: &Session, sender: &ControlSender, message: &M) {
-    if sender
-        .try_send(M::KIND as u8, &codec::encode(message))
-        .is_err()
-    {
-        let fault = Fault::new(ErrorCode::PeerLost, "the peer does not read its messages");
-        close_with(session, &fault);
+    if let Err(error) = sender.try_send(M::KIND as u8, &codec::encode(message)) {
+        tracing::warn!(peer = session.peer_name(), %error, "a message cannot be sent");
+        close_with(session, &link_fault(&error));
     }
 }

@@ -4,7 +4,7 @@ use volley_protocol::run::StepReport;
 
 use super::scale::{Points, Scale, smoothed, thinned};
 use super::svg::{Plot, Svg};
-use super::words::{number, reward};
+use super::words::{number, reward, share, short};
 use crate::run_dir::Evaluation;
 
 /// Up to this many steps have a column of their own to rest the pointer on.
@@ -12,6 +12,31 @@ const TIPS_MAX: usize = 400;
 
 /// Bars of the chart of time.
 const BARS_MAX: usize = 120;
+
+/// How a figure is written.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Unit {
+    Number,
+    /// In per cent.
+    Share,
+}
+
+impl Unit {
+    pub(super) fn show(self, value: f64) -> String {
+        match self {
+            Self::Number => number(value),
+            Self::Share => share(value),
+        }
+    }
+
+    /// The same for the marks of an axis, where there is little room.
+    fn mark(self) -> fn(f64) -> String {
+        match self {
+            Self::Number => short,
+            Self::Share => |value| share(value).replace(' ', ""),
+        }
+    }
+}
 
 /// The reward curve: raw and smoothed mean of each batch, held-out evaluations as points.
 pub(super) fn reward_curve(
@@ -23,23 +48,28 @@ pub(super) fn reward_curve(
     let held_out = evaluations.iter().flat_map(|e| [e.greedy, e.sampled]);
     let last = reports.last().map_or(0, |report| report.step);
     let last = evaluations.iter().map(|e| e.step).fold(last, u64::max);
+    let mut x = Scale::steps(last as f64);
+    if evaluations.iter().any(|evaluation| evaluation.step == 0) {
+        // Room for the labels of the base policy, left of its points.
+        x.low -= 0.065 * x.high;
+    }
     let mut svg = Svg::new(960.0, 360.0);
     let plot = Plot {
         left: 46.0,
-        right: svg.width() - 18.0,
+        right: svg.width() - 58.0,
         top: 40.0,
         bottom: 318.0,
-        x: Scale::steps(last as f64),
+        x,
         y: Scale::holding(raw.iter().map(|p| p.1).chain(held_out), 5),
     };
-    reward_legend(&mut svg, !evaluations.is_empty(), !raw.is_empty());
-    svg.axes(&plot);
+    reward_legend(&mut svg, !raw.is_empty(), !evaluations.is_empty());
+    svg.axes(&plot, short);
     svg.text(plot.right, 350.0, "end", "optimiser step");
     let thin = thinned(&raw);
     svg.curve(&plot, &thin, "thin s-raw");
     svg.curve(&plot, &thinned(&smoothed(&raw)), "line s-one");
     for evaluation in evaluations {
-        held_out_points(&mut svg, &plot, evaluation);
+        held_out_points(&mut svg, &plot, evaluation, last);
     }
     reward_tips(&mut svg, &plot, reports);
     let label = match (reports.first(), reports.last()) {
@@ -55,51 +85,43 @@ pub(super) fn reward_curve(
     svg.finish(&label, style)
 }
 
-fn reward_legend(svg: &mut Svg, held_out: bool, trained: bool) {
-    let mut x = 46.0;
-    if trained {
-        svg.rule((x, 14.0), (x + 20.0, 14.0), "line s-one");
-        svg.text(x + 27.0, 18.0, "", "training batches, smoothed");
-        svg.rule((x + 200.0, 14.0), (x + 220.0, 14.0), "thin s-raw");
-        svg.text(x + 227.0, 18.0, "", "each batch");
-        x += 314.0;
-    }
-    if held_out {
-        svg.circle(x + 5.0, 14.0, 5.0, "dot");
-        svg.text(x + 17.0, 18.0, "", "held out, greedy");
-        svg.circle(x + 132.0, 14.0, 4.5, "ring");
-        svg.text(x + 144.0, 18.0, "", "held out, sampled");
-    }
+fn reward_legend(svg: &mut Svg, trained: bool, held_out: bool) {
+    let trained = [
+        ("━━", "f-one", "training batches, smoothed"),
+        ("──", "f-raw", "each batch"),
+    ]
+    .into_iter()
+    .filter(|_| trained);
+    let held_out = [
+        ("●", "f-two", "held out, greedy"),
+        ("○", "f-two", "held out, sampled"),
+    ]
+    .into_iter()
+    .filter(|_| held_out);
+    let entries: Vec<_> = trained.chain(held_out).collect();
+    svg.legend((46.0, 18.0), &entries);
 }
 
-fn held_out_points(svg: &mut Svg, plot: &Plot, evaluation: &Evaluation) {
+fn held_out_points(svg: &mut Svg, plot: &Plot, evaluation: &Evaluation, last: u64) {
     let x = plot.x(evaluation.step as f64);
     let (greedy, sampled) = (plot.y(evaluation.greedy), plot.y(evaluation.sampled));
-    // Labels stand on the side where there is room, and apart from each other.
-    let (side, class) = match x > (plot.left + plot.right) / 2.0 {
-        true => (-11.0, "strong end"),
-        false => (11.0, "strong"),
+    // Both ends have a margin for labels; points in between explain themselves.
+    let label = match evaluation.step {
+        0 => Some((x - 11.0, "strong end")),
+        step if step == last => Some((x + 11.0, "strong")),
+        _ => None,
     };
     let apart = (15.0 - (greedy - sampled).abs()).max(0.0) / 2.0;
     let up = if greedy <= sampled { -apart } else { apart };
-    let inside = |y: f64| y.clamp(plot.top - 2.0, plot.bottom - 6.0) + 4.0;
-    if sampled.is_finite() {
-        svg.circle(x, sampled, 4.5, "ring");
-        svg.text(
-            x + side,
-            inside(sampled - up),
-            class,
-            &reward(evaluation.sampled),
-        );
-    }
-    if greedy.is_finite() {
-        svg.circle(x, greedy, 5.5, "dot");
-        svg.text(
-            x + side,
-            inside(greedy + up),
-            class,
-            &reward(evaluation.greedy),
-        );
+    let points = [
+        (evaluation.sampled, sampled, sampled - up, "ring"),
+        (evaluation.greedy, greedy, greedy + up, "dot"),
+    ];
+    for (value, y, label_y, mark) in points.into_iter().filter(|point| point.0.is_finite()) {
+        svg.circle(x, y, if mark == "dot" { 5.5 } else { 4.5 }, mark);
+        if let Some((label_x, class)) = label {
+            svg.text(label_x, label_y + 4.0, class, &reward(value));
+        }
     }
 }
 
@@ -123,17 +145,26 @@ fn reward_tips(svg: &mut Svg, plot: &Plot, reports: &[StepReport]) {
 }
 
 /// A small chart of one figure, with a fainter second one (a maximum, say) behind it.
-pub(super) fn small(label: &str, main: &Points, behind: Option<&Points>) -> String {
+pub(super) fn small(label: &str, main: &Points, behind: Option<&Points>, unit: Unit) -> String {
     let mut svg = Svg::new(296.0, 128.0);
-    let all = main.iter().chain(behind.into_iter().flatten());
+    let all = main
+        .iter()
+        .chain(behind.into_iter().flatten())
+        .map(|point| point.1);
     let last = main.last().map_or(1.0, |point| point.0);
-    let mut y = Scale::holding(all.map(|point| point.1), 2);
-    if main.iter().all(|point| point.1 == 0.0) && behind.is_none() {
+    let mut y = Scale::grounded(all.clone(), 2);
+    if all.clone().all(|value| value == 0.0) {
         // Always zero: the line lies on the ground, and no invented height is labelled.
         y.ticks = vec![0.0];
+        svg.text(
+            (42.0 + svg.width()) / 2.0,
+            62.0,
+            "faint middle",
+            "0 at every step",
+        );
     }
     let plot = Plot {
-        left: 42.0,
+        left: 44.0,
         right: svg.width() - 6.0,
         top: 10.0,
         bottom: 104.0,
@@ -143,7 +174,7 @@ pub(super) fn small(label: &str, main: &Points, behind: Option<&Points>) -> Stri
         },
         y,
     };
-    svg.axes(&plot);
+    svg.axes(&plot, unit.mark());
     if let Some(behind) = behind {
         svg.curve(&plot, &thinned(behind), "thin s-raw");
     } else if main.len() > 24 {
@@ -164,7 +195,8 @@ pub(super) fn time_split(reports: &[StepReport]) -> String {
     let mean = |part: &[StepReport], figure: fn(&StepReport) -> u64| {
         part.iter().map(figure).sum::<u64>() as f64 / part.len() as f64 / 1e3
     };
-    let bars: Vec<(u64, [f64; 3])> = reports
+    // First step of a bar, steps in it, seconds of each part.
+    let bars: Vec<(u64, usize, [f64; 3])> = reports
         .chunks(size)
         .map(|part| {
             let split = [
@@ -172,38 +204,41 @@ pub(super) fn time_split(reports: &[StepReport]) -> String {
                 mean(part, |report| report.forward_backward_ms),
                 mean(part, |report| report.publish_ms),
             ];
-            (part[0].step, split)
+            (part[0].step, part.len(), split)
         })
         .collect();
-    let mut svg = Svg::new(960.0, 220.0);
     let last = reports.last().map_or(1, |report| report.step) as f64;
+    let mut x = Scale::steps(last);
+    // A bar stands over its step.
+    (x.low, x.high) = (0.5, last + 0.5);
+    x.ticks.retain(|tick| *tick > 0.0);
+    let mut svg = Svg::new(960.0, 208.0);
     let plot = Plot {
         left: 46.0,
         right: svg.width() - 18.0,
         top: 36.0,
         bottom: 178.0,
-        x: Scale::steps(last),
-        y: Scale::holding(bars.iter().map(|(_, s)| s.iter().sum()).chain([0.0]), 3),
+        x,
+        y: Scale::grounded(bars.iter().map(|(.., split)| split.iter().sum()), 3),
     };
-    let names = [
-        "waiting for rollouts",
-        "forward and backward",
-        "update and publish",
+    let legend = [
+        ("■", "f-raw", "waiting for rollouts"),
+        ("■", "f-one", "forward and backward"),
+        ("■", "f-three", "update and publish"),
     ];
-    for (at, (name, class)) in names.iter().zip(["f-raw", "f-one", "f-three"]).enumerate() {
-        let x = 46.0 + 168.0 * at as f64;
-        svg.bar((x, 8.0), (11.0, 11.0), class);
-        svg.text(x + 18.0, 18.0, "", name);
-    }
-    svg.axes(&plot);
+    svg.legend((46.0, 18.0), &legend);
+    svg.axes(&plot, short);
     svg.text(plot.right, 18.0, "end", "seconds per step");
-    let width = (plot.right - plot.left) / last.max(1.0) * size as f64;
-    for (step, split) in &bars {
-        let x = plot.x(*step as f64 - 1.0);
+    let step_width = plot.x(1.0) - plot.x(0.0);
+    for (first, steps, split) in &bars {
+        let (x, width) = (
+            plot.x(*first as f64 - 0.41),
+            step_width * (*steps as f64 - 0.18),
+        );
         let mut ground = 0.0;
         for (seconds, class) in split.iter().zip(["f-raw", "f-one", "f-three"]) {
             let (top, bottom) = (plot.y(ground + seconds), plot.y(ground));
-            svg.bar((x, top), (width * 0.82, bottom - top), class);
+            svg.bar((x, top), (width, bottom - top), class);
             ground += seconds;
         }
     }

@@ -4,6 +4,7 @@
 //! ten years. Light and dark follow the reader's system.
 
 mod charts;
+mod figures;
 mod page;
 mod samples;
 mod scale;

@@ -4,10 +4,9 @@ use std::fmt::Write as _;
 
 use volley_protocol::run::StepReport;
 
-use super::charts::{reward_curve, series, small, time_split};
-use super::scale::Points;
-use super::words::{bytes, count, duration, escape, number, reward, share};
-use super::{CHART_CSS, PAGE_CSS, Report, THEME_CSS};
+use super::charts::reward_curve;
+use super::words::{bytes, count, duration, escape, number, reward};
+use super::{CHART_CSS, PAGE_CSS, Report, THEME_CSS, figures};
 use crate::run_dir::{Evaluation, RunProgress, utc_text};
 
 /// Steps whose mean stands for "at the beginning" and "at the end" where nothing was held out.
@@ -21,9 +20,9 @@ pub(super) fn html(report: &Report) -> String {
         hero(report),
         facts(&report.steps),
         rewards(report),
-        learning(&report.steps),
-        environment(&report.steps),
-        time(&report.steps),
+        figures::learning(&report.steps),
+        figures::environment(&report.steps),
+        figures::time(&report.steps),
         samples(report),
         recipe(&report.recipe_text),
         machine(report),
@@ -48,17 +47,17 @@ fn header(report: &Report) -> String {
         .unwrap_or_default()
         .to_string_lossy();
     let lead = format!(
-        "LoRA of rank {} on {model}, trained in {} of {} steps on the environment {}, {}.",
+        "A LoRA of rank {} on {model}, trained for {} of {} steps in the environment {}.",
         recipe.lora.rank,
         report.steps.last().map_or(0, |step| step.step),
         recipe.train.steps,
         info.environment,
-        utc_text(info.begun_unix_ms),
     );
     let mut html = format!(
-        "<h1>{}</h1>\n<p class=\"lead\">{}</p>\n",
+        "<h1>{}</h1>\n<p class=\"lead\">{} <span class=\"once\">{}</span></p>\n",
         escape(&info.name),
-        escape(&lead)
+        escape(&lead),
+        utc_text(info.begun_unix_ms)
     );
     let state = match (info.progress, &info.fault) {
         (RunProgress::Finished, _) => None,
@@ -191,191 +190,6 @@ fn rewards(report: &Report) -> String {
     format!(
         "<h2>Reward</h2>\n<p class=\"note\">{note}</p>\n<figure class=\"card wide\">{}</figure>\n",
         reward_curve(&report.steps, evaluations, "")
-    )
-}
-
-/// A small chart: title, what is shown of the last step, why it is looked at, curves.
-struct Small {
-    what: String,
-    now: String,
-    why: &'static str,
-    main: Points,
-    behind: Option<Points>,
-}
-
-impl Small {
-    fn new(
-        what: impl Into<String>,
-        why: &'static str,
-        show: fn(f64) -> String,
-        main: Points,
-    ) -> Self {
-        let now = main.last().map_or_else(String::new, |point| show(point.1));
-        Self {
-            what: what.into(),
-            now,
-            why,
-            main,
-            behind: None,
-        }
-    }
-
-    fn behind(mut self, points: Points) -> Self {
-        self.behind = Some(points);
-        self
-    }
-
-    fn html(&self) -> String {
-        let why = match self.why {
-            "" => String::new(),
-            why => format!("<p class=\"why\">{why}</p>"),
-        };
-        format!(
-            "<figure class=\"card\"><figcaption><span class=\"what\">{}</span>\
-             <span class=\"now\">{}</span></figcaption>{}{why}</figure>\n",
-            escape(&self.what),
-            escape(&self.now),
-            small(&self.what, &self.main, self.behind.as_ref())
-        )
-    }
-}
-
-fn grid(title: &str, note: &str, charts: &[Small]) -> String {
-    let charts: String = charts.iter().map(Small::html).collect();
-    format!(
-        "<h2>{title}</h2>\n<p class=\"note\">{note}</p>\n<div class=\"grid\">\n{charts}</div>\n"
-    )
-}
-
-fn learning(steps: &[StepReport]) -> String {
-    if steps.is_empty() {
-        return String::new();
-    }
-    let of = |figure: fn(&StepReport) -> f64| series(steps, figure);
-    let part = |a: u64, b: u64| if b == 0 { 0.0 } else { a as f64 / b as f64 };
-    let mut charts = vec![
-        Small::new("Loss", "", number, of(|s| s.loss)),
-        Small::new(
-            "Entropy",
-            "nats per token; towards 0 nothing new is tried",
-            number,
-            of(|s| s.entropy),
-        ),
-        Small::new(
-            "Gradient norm",
-            "before clipping",
-            number,
-            of(|s| s.grad_norm),
-        ),
-        Small::new(
-            "Groups without difference",
-            "all rewards equal: no gradient comes from them",
-            share,
-            series(steps, |s| part(s.groups_zero_variance, s.groups)),
-        ),
-        Small::new(
-            "Drift",
-            "KL of the learner against the sampler; 0 on policy",
-            number,
-            of(|s| s.drift_kl),
-        ),
-        Small::new(
-            "Mismatch",
-            "largest gap of log-probabilities on the trained version; must be 0",
-            number,
-            of(|s| s.mismatch_max),
-        ),
-        Small::new(
-            "Staleness",
-            "steps between the version that played and the one trained; faint: largest",
-            number,
-            of(|s| s.staleness_mean),
-        )
-        .behind(of(|s| s.staleness_max as f64)),
-        Small::new(
-            "Clipped tokens",
-            "importance ratio out of bounds",
-            share,
-            of(|s| s.clip_fraction),
-        ),
-        Small::new(
-            "Cut-off answers",
-            "token limit reached",
-            share,
-            of(|s| s.truncated),
-        ),
-    ];
-    let rates = of(|s| s.learning_rate);
-    if rates.windows(2).any(|pair| pair[0].1 != pair[1].1) {
-        charts.push(Small::new("Learning rate", "", number, rates));
-    }
-    let degraded = of(|s| s.groups_degraded as f64);
-    if degraded.iter().any(|point| point.1 > 0.0) {
-        let why = "groups that lost members to failures";
-        charts.push(Small::new("Degraded groups", why, number, degraded));
-    }
-    let note = "Figures of each step, at the right that of the last one. The strong line is \
-                smoothed, the faint one is not.";
-    grid("Learning", note, &charts)
-}
-
-fn environment(steps: &[StepReport]) -> String {
-    let Some(last) = steps.last() else {
-        return String::new();
-    };
-    let spread = Small::new(
-        "Reward spread",
-        "standard deviation over the batch",
-        number,
-        series(steps, |s| s.reward_std),
-    );
-    let mut charts = vec![spread];
-    for name in last.metrics.keys() {
-        let of = |step: &StepReport| step.metrics.get(name).copied().unwrap_or(f64::NAN);
-        charts.push(Small::new(name.clone(), "", number, series(steps, of)));
-    }
-    grid(
-        "Environment",
-        "What the environment measured, mean of each batch.",
-        &charts,
-    )
-}
-
-fn time(steps: &[StepReport]) -> String {
-    if steps.is_empty() {
-        return String::new();
-    }
-    let rates = |figure: fn(&StepReport) -> u64| {
-        series(steps, move |step| {
-            let ms = step.wait_ms + step.forward_backward_ms + step.publish_ms;
-            if ms == 0 {
-                f64::NAN
-            } else {
-                figure(step) as f64 * 1e3 / ms as f64
-            }
-        })
-    };
-    let charts = [
-        Small::new("Rollouts per second", "", number, rates(|s| s.rollouts)),
-        Small::new(
-            "Sampled tokens per second",
-            "",
-            number,
-            rates(|s| s.tokens_sampled),
-        ),
-        Small::new(
-            "Trained tokens per second",
-            "",
-            number,
-            rates(|s| s.tokens_trained),
-        ),
-    ];
-    let charts: String = charts.iter().map(Small::html).collect();
-    format!(
-        "<h2>Time</h2>\n<p class=\"note\">Where each step’s time went. Much waiting asks for more \
-         workers or the async schedule.</p>\n<figure class=\"card wide\" \
-         style=\"margin-bottom:16px\">{}</figure>\n<div class=\"grid\">\n{charts}</div>\n",
-        time_split(steps)
     )
 }
 

@@ -41,6 +41,15 @@ impl Scale {
         Self::round(low, high, ticks)
     }
 
+    /// The same, with the ground in it when no value is below: heights can then be compared.
+    pub(super) fn grounded(values: impl Iterator<Item = f64> + Clone, ticks: usize) -> Self {
+        let positive = values
+            .clone()
+            .filter(|value| value.is_finite())
+            .all(|value| value >= 0.0);
+        Self::holding(values.chain(positive.then_some(0.0)), ticks)
+    }
+
     fn round(low: f64, high: f64, ticks: usize) -> Self {
         let step = round_step((high - low) / ticks.max(1) as f64);
         let (first, last) = ((low / step).floor() as i64, (high / step).ceil() as i64);
@@ -141,7 +150,7 @@ mod tests {
         assert_eq!(holding(&[1020.0, 1060.0]), (1020.0, 1060.0));
         assert_eq!(holding(&[-3.0, 2.0]), (-4.0, 2.0));
         assert_eq!(holding(&[0.0, 0.0]), (0.0, 1.0));
-        assert_eq!(holding(&[2.0, 2.0]), (1.0, 3.0));
+        assert_eq!(holding(&[2.0, 2.0]), (0.0, 3.0));
         assert_eq!(holding(&[f64::NAN, f64::INFINITY]), (0.0, 1.0));
         assert_eq!(
             Scale::steps(60.0).ticks,

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::scale::Scale;
-use super::words::{escape, number};
+use super::words::{escape, short};
 
 /// A drawing under construction.
 #[derive(Debug)]
@@ -130,18 +130,40 @@ impl Svg {
         }
     }
 
+    /// Marks and what they stand for, in one line that flows whatever the font's widths.
+    pub(super) fn legend(&mut self, at: (f64, f64), entries: &[(&str, &str, &str)]) {
+        let (x, y) = at;
+        let mut line = String::new();
+        for (place, (mark, class, text)) in entries.iter().enumerate() {
+            let gap = if place == 0 { "" } else { " dx=\"22\"" };
+            let text = escape(text);
+            let _ = write!(
+                line,
+                "<tspan{gap} class=\"{class}\">{mark}</tspan><tspan dx=\"7\">{text}</tspan>"
+            );
+        }
+        let _ = writeln!(self.body, "<text x=\"{x:.1}\" y=\"{y:.1}\">{line}</text>");
+    }
+
     /// Horizontal lines with their values, and the steps below.
-    pub(super) fn axes(&mut self, plot: &Plot) {
+    pub(super) fn axes(&mut self, plot: &Plot, show: fn(f64) -> String) {
         for tick in &plot.y.ticks {
             let y = plot.y(*tick);
             let class = if *tick == plot.y.low { "axis" } else { "grid" };
             self.rule((plot.left, y), (plot.right, y), class);
-            self.text(plot.left - 8.0, y + 4.0, "end", &number(*tick));
+            self.text(plot.left - 8.0, y + 4.0, "end", &show(*tick));
         }
         for tick in &plot.x.ticks {
             let x = plot.x(*tick);
             self.rule((x, plot.bottom), (x, plot.bottom + 4.0), "axis");
-            self.text(x, plot.bottom + 18.0, "middle", &number(*tick));
+            // The last label must not stick out.
+            let near_end = x > self.width - 24.0;
+            let (x, class) = if near_end {
+                (x + 4.0, "end")
+            } else {
+                (x, "middle")
+            };
+            self.text(x, plot.bottom + 18.0, class, &short(*tick));
         }
     }
 

@@ -42,6 +42,15 @@ pub(super) fn number(value: f64) -> String {
     minus(&text)
 }
 
+/// For the marks of an axis: `0.5`, `250`, `12k`, `1.5M`.
+pub(super) fn short(value: f64) -> String {
+    match value.abs() {
+        1e4..1e6 => format!("{}k", number(value / 1e3)),
+        1e6..1e9 => format!("{}M", number(value / 1e6)),
+        _ => number(value),
+    }
+}
+
 /// A reward: always three decimals, so that two of them can be compared at a glance.
 pub(super) fn reward(value: f64) -> String {
     if value.is_finite() {
