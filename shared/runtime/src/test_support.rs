@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 use crate::env_vars::EnvVar;
-use crate::process::{Child, ChildSpec, Handoff, Lifelines};
+use crate::process::{Child, ChildSpec, Handoff, Lifelines, ShutdownSignals};
 
 const ROLE: EnvVar = EnvVar {
     name: "VOLLEY_TEST_ROLE",
@@ -60,6 +60,7 @@ fn play_role() {
             watch(&handoff);
             std::thread::sleep(Duration::from_secs(600));
         }
+        "hear-two-signals" => hear_two_signals(),
         "log-two-lines" => {
             crate::telemetry::init("info", &crate::telemetry::LogOutput::Stderr).expect("init");
             tracing::info!("below the filter");
@@ -85,6 +86,19 @@ fn report(handoff: &mut Handoff) {
     let stdin = std::fs::read_link("/proc/self/fd/0").expect("stdin");
     let strangers = inheritable_fds();
     say(&format!("stdin={} strangers={strangers}", stdin.display()));
+}
+
+fn hear_two_signals() {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_all().build().expect("runtime");
+    runtime.block_on(async {
+        let mut signals = ShutdownSignals::install().expect("install");
+        say("ready");
+        for _ in 0..2 {
+            let signal = signals.recv().await;
+            say(&format!("{signal:?}"));
+        }
+    });
 }
 
 fn watch(handoff: &Handoff) {

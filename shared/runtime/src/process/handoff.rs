@@ -249,7 +249,6 @@ const fn receive_flags() -> RecvFlags {
 #[cfg(test)]
 mod tests {
     use rustix::io::{FdFlags, fcntl_getfd};
-    use rustix::pipe::{PipeFlags, pipe_with};
 
     use super::*;
 
@@ -259,11 +258,11 @@ mod tests {
 
     #[test]
     fn everything_arrives_under_its_name_and_leaks_nowhere() {
-        let (read, write) = pipe_with(PipeFlags::CLOEXEC).expect("pipe");
+        let (read, write) = io::pipe().expect("pipe");
         let spec = spec()
             .identity(vec![7; 3000])
             .lifelines(Lifelines::own().expect("lifeline"))
-            .fd("door", write);
+            .fd("door", write.into());
         let socket = UnixStream::from(prepare(&spec).expect("prepare"));
         drop(spec);
         let mut handoff = receive(socket).expect("receive");

@@ -4,13 +4,12 @@
 //! handed to every child. The kernel closes the write end however the process ends, SIGKILL
 //! included, and there is no pid that could be reused in between.
 
-use std::io;
+use std::io::{self, PipeWriter};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::sync::watch;
 use volley_protocol::{ErrorCode, Fault};
 
@@ -28,7 +27,7 @@ pub struct Lifelines {
 struct Own {
     read: Arc<OwnedFd>,
     /// Never used: open is what counts.
-    _write: OwnedFd,
+    _write: PipeWriter,
 }
 
 impl Lifelines {
@@ -45,14 +44,15 @@ impl Lifelines {
     pub fn own() -> Result<Self, Fault> {
         static OWN: OnceLock<Own> = OnceLock::new();
         if OWN.get().is_none() {
-            let made = pipe_with(PipeFlags::CLOEXEC).map_err(|errno| {
-                let message = format!("cannot make a pipe for child processes: {errno}");
+            // Close-on-exec from the first moment, on every system.
+            let (read, write) = io::pipe().map_err(|error| {
+                let message = format!("cannot make a pipe for child processes: {error}");
                 Fault::new(ErrorCode::IoFailed, message)
             })?;
             // Two threads may race; the loser's pipe is closed unused.
             let _ = OWN.set(Own {
-                read: Arc::new(made.0),
-                _write: made.1,
+                read: Arc::new(read.into()),
+                _write: write,
             });
         }
         let ends = OWN.get().map(|own| own.read.clone()).into_iter().collect();
@@ -164,11 +164,11 @@ mod tests {
 
     #[tokio::test]
     async fn the_end_of_any_pipe_is_noticed() {
-        let (first, _write_first) = pipe_with(PipeFlags::CLOEXEC).expect("pipe");
-        let (second, write_second) = pipe_with(PipeFlags::CLOEXEC).expect("pipe");
+        let (first, _write_first) = io::pipe().expect("pipe");
+        let (second, write_second) = io::pipe().expect("pipe");
         let mut lifelines = Lifelines::none();
-        lifelines.push(first);
-        lifelines.push(second);
+        lifelines.push(first.into());
+        lifelines.push(second.into());
         let mut gone = lifelines.watch(None).expect("watch");
         let early = tokio::time::timeout(Duration::from_millis(50), gone.wait()).await;
         assert!(early.is_err() && !gone.is_gone());

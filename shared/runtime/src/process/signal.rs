@@ -53,3 +53,30 @@ impl ShutdownSignals {
 pub async fn shutdown_signal() -> Result<Shutdown, Fault> {
     Ok(ShutdownSignals::install()?.recv().await)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use crate::process::{Child, ChildLog};
+    use crate::test_support::{role, wait_until};
+
+    #[tokio::test]
+    async fn both_signals_are_told_apart_and_none_is_lost() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let log = dir.path().join("role.log");
+        let spec = role("hear-two-signals").log(ChildLog::File(log.clone()));
+        let mut child = Child::spawn(spec).expect("spawn");
+        let heard = |what: &str| {
+            wait_until(|| fs::read_to_string(&log).ok()?.contains(what).then_some(()));
+        };
+        heard("ready");
+        let pid = i32::try_from(child.pid()).expect("a pid");
+        let pid = rustix::process::Pid::from_raw(pid).expect("a pid");
+        rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("kill");
+        heard("Interrupt");
+        child.terminate();
+        heard("Terminate");
+        assert!(child.wait().await.expect("wait").success());
+    }
+}
