@@ -60,7 +60,7 @@ pub enum Effect {
         known: u64,
     },
     /// Write a final failure record, unless the rollout has a record already (then ignore it).
-    /// The core counts it as closed at once.
+    /// The core counts it as closed at once and wants no `RelaySettled` for it.
     RelayFailed {
         /// Which rollout.
         rollout: RolloutId,

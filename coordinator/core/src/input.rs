@@ -131,7 +131,8 @@ pub enum Input {
         /// Which one.
         session: SessionId,
     },
-    /// The relay has synced the first result of each of these rollouts.
+    /// The relay has synced the first result of each of these rollouts: it accepted them. Never
+    /// said of a rollout whose record is a failure ([`crate::Effect::RelayFailed`]).
     RelaySettled {
         /// Which ones; at most [`volley_protocol::limits::BATCH_ENTRIES_MAX`] at a time.
         entries: Vec<RolloutId>,
