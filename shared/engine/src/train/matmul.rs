@@ -13,6 +13,7 @@
 //! Each element of `C` is one chain of fused multiply-adds with `k` ascending, started from 0 or
 //! from what `C` held, so tiles, threads and instruction sets do not change its bits.
 
+use crate::cpu::gemm::{load_part, store_part};
 use crate::cpu::simd::{Isa, Kernel, LANES, Simd};
 
 /// Rows of `A` that share one pass over a panel of `B`.
@@ -127,7 +128,10 @@ fn pack_left(
             Left::Columns(values) => {
                 for (index, to) in packed.iter_mut().enumerate() {
                     let from = &values[(k0 + index) * sizes.m + first..][..count];
-                    to[..count].copy_from_slice(from);
+                    match from.first_chunk::<ROWS>() {
+                        Some(from) => *to = *from,
+                        None => to[..count].copy_from_slice(from),
+                    }
                 }
             }
         }
@@ -201,7 +205,13 @@ fn pack_right(
 ) {
     for (index, to) in to.iter_mut().enumerate().take(depth) {
         let from = &b[(k0 + index) * n + n0..][..columns];
-        to.as_flattened_mut()[..columns].copy_from_slice(from);
+        let to = to.as_flattened_mut();
+        // A length known to the compiler is a few moves, an unknown one a call.
+        match (from.first_chunk::<PANEL>(), from.first_chunk::<LANES>()) {
+            (Some(from), _) => to.copy_from_slice(from),
+            (None, Some(head)) if columns == LANES => to[..LANES].copy_from_slice(head),
+            _ => to[..columns].copy_from_slice(from),
+        }
     }
 }
 
@@ -220,9 +230,7 @@ fn tile<S: Simd, const R: usize, const C: usize>(
     for (r, sums) in sums.iter_mut().enumerate() {
         for (c, sum) in sums.iter_mut().enumerate() {
             if let Some(row) = part(rows, r0 + r, c0 + c, place) {
-                let mut lanes = [0.0; LANES];
-                lanes[..row.len()].copy_from_slice(row);
-                *sum = s.load(&lanes);
+                *sum = load_part(s, row);
             }
         }
     }
@@ -241,10 +249,7 @@ fn tile<S: Simd, const R: usize, const C: usize>(
     for (r, sums) in sums.iter().enumerate() {
         for (c, sum) in sums.iter().enumerate() {
             if let Some(row) = part(rows, r0 + r, c0 + c, place) {
-                let mut lanes = [0.0; LANES];
-                s.store(&mut lanes, *sum);
-                let count = row.len();
-                row.copy_from_slice(&lanes[..count]);
+                store_part(s, row, *sum);
             }
         }
     }
