@@ -11,8 +11,7 @@ use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::OwnedSemaphorePermit;
 use volley_coordinator_core::{Coordinator, Effect, Input, Millis, Record, SessionId};
 use volley_link::Role;
-use volley_protocol::client::{ClientReply, ReplyBody};
-use volley_protocol::fault::{ErrorCode, Fault};
+use volley_protocol::Fault;
 
 use crate::committer::{Commit, Committer};
 use crate::outbound::{Outbound, Outgoing};
@@ -299,16 +298,4 @@ fn to_json(record: &Record) -> Option<String> {
     serde_json::to_string(record)
         .inspect_err(|error| tracing::error!(%error, ?record, "a record has no JSON form"))
         .ok()
-}
-
-/// The answer to a request that its sender's role does not allow.
-pub(crate) fn forbidden(id: u32, role: Role, needs: &str) -> ClientReply {
-    let fault = Fault::new(
-        ErrorCode::Forbidden,
-        format!("a {role} certificate may not send this, it needs {needs}"),
-    );
-    ClientReply {
-        id,
-        body: ReplyBody::Fault(fault),
-    }
 }

@@ -9,8 +9,8 @@ use volley_protocol::client::ClientReply;
 use volley_protocol::codec::{self, Message};
 use volley_protocol::learner::ToLearner;
 use volley_protocol::worker::ToWorker;
-use volley_protocol::{ErrorCode, Fault};
-use volley_runtime::greeting::close_with;
+use volley_protocol::Fault;
+use volley_runtime::greeting::{close_with, link_fault};
 
 /// A frame and who gets it.
 #[derive(Debug)]
@@ -69,13 +69,9 @@ impl Outbound {
         let Some(peer) = self.peers.get(&outgoing.session) else {
             return;
         };
-        if peer
-            .control
-            .try_send(outgoing.kind, &outgoing.payload)
-            .is_err()
-        {
-            let fault = Fault::new(ErrorCode::PeerLost, "the peer does not read its messages");
-            close_with(&peer.session, &fault);
+        if let Err(error) = peer.control.try_send(outgoing.kind, &outgoing.payload) {
+            tracing::warn!(peer = peer.session.peer_name(), %error, "a message cannot be sent");
+            close_with(&peer.session, &link_fault(&error));
         }
     }
 
@@ -90,7 +86,7 @@ impl Outbound {
     /// Ends every session.
     pub(crate) fn close_all(&self, reason: &str) {
         for peer in self.peers.iter() {
-            peer.session.close(close_code::APPLICATION_MIN, reason);
+            peer.session.close(close_code::NORMAL, reason);
         }
     }
 }

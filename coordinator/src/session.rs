@@ -9,8 +9,8 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::Semaphore;
 use volley_coordinator_core::{Input, SessionId};
 use volley_link::{Connected, ControlReceiver, ControlSender, Frame, Role, Session};
-use volley_protocol::client::ClientRequest;
-use volley_protocol::codec::{self, CodecError, FrameKind};
+use volley_protocol::client::{ClientReply, ClientRequest, ReplyBody};
+use volley_protocol::codec::{self, FrameKind, Message};
 use volley_protocol::fault::{ErrorCode, Fault};
 use volley_protocol::learner::FromLearner;
 use volley_protocol::limits::TRAJECTORY_BATCH_BYTES_MAX;
@@ -152,8 +152,7 @@ impl PeerState {
             let input = match self.parse(&frame) {
                 Ok(Some(input)) => input,
                 Ok(None) => continue,
-                Err(error) => {
-                    let fault = Fault::new(ErrorCode::DecodeError, error.to_string());
+                Err(fault) => {
                     close_with(&self.peer.session, &fault);
                     return fault.to_string();
                 }
@@ -171,7 +170,7 @@ impl PeerState {
     }
 
     /// The input behind a frame. `None`: it was refused, and the conversation goes on.
-    fn parse(&mut self, frame: &Frame) -> Result<Option<Input>, CodecError> {
+    fn parse(&mut self, frame: &Frame) -> Result<Option<Input>, Fault> {
         let session = self.peer.id;
         let due = match self.peer.role {
             Role::Worker => FrameKind::FromWorker,
@@ -179,27 +178,19 @@ impl PeerState {
             Role::Client | Role::Monitor | Role::Coordinator => FrameKind::ClientRequest,
         };
         if frame.kind != due as u8 && is_known_request(frame.kind) {
-            self.refuse(frame.kind);
-            return if self.forbidden < FORBIDDEN_MAX {
-                Ok(None)
-            } else {
-                Err(CodecError::WrongKind {
-                    want: due,
-                    got: frame.kind,
-                })
-            };
+            return self.refuse(frame.kind).map(|()| None);
         }
         Ok(Some(match due {
             FrameKind::FromWorker => {
-                let message: FromWorker = codec::decode_frame(frame.kind, &frame.payload)?;
+                let message: FromWorker = decode(frame)?;
                 Input::Worker { session, message }
             }
             FrameKind::FromLearner => {
-                let message: FromLearner = codec::decode_frame(frame.kind, &frame.payload)?;
+                let message: FromLearner = decode(frame)?;
                 Input::Learner { session, message }
             }
             _ => {
-                let request: ClientRequest = codec::decode_frame(frame.kind, &frame.payload)?;
+                let request: ClientRequest = decode(frame)?;
                 let monitor = self.peer.role == Role::Monitor;
                 Input::Client {
                     session,
@@ -210,21 +201,28 @@ impl PeerState {
         }))
     }
 
-    fn refuse(&mut self, kind: u8) {
+    /// A message of another role. A client is told and may go on, up to a bound; a worker or
+    /// learner that does this is no worker or learner, and loses its session.
+    fn refuse(&mut self, kind: u8) -> Result<(), Fault> {
         self.forbidden += 1;
         let (role, name) = (self.peer.role, &self.peer.hello.name);
-        tracing::warn!(
-            code = ErrorCode::Forbidden.name(), %role, name, kind,
-            "a message that this certificate's role may not send was refused"
-        );
-        let refusal = crate::driver::forbidden(0, self.peer.role, "another role's certificate");
-        let payload = codec::encode(&refusal);
+        let message = format!("a {role} certificate may not send messages of kind {kind}");
+        let fault = Fault::new(ErrorCode::Forbidden, message);
+        tracing::warn!(%role, name, %fault, "a message of another role was refused");
+        let client = matches!(role, Role::Client | Role::Monitor);
+        if !client || self.forbidden >= FORBIDDEN_MAX {
+            return Err(fault);
+        }
+        let reply = ClientReply { id: 0, body: ReplyBody::Fault(fault) };
         // A peer that does not read its refusals loses nothing but them.
-        let _ = self
-            .peer
-            .control
-            .try_send(FrameKind::ClientReply as u8, &payload);
+        let _ = self.peer.control.try_send(FrameKind::ClientReply as u8, &codec::encode(&reply));
+        Ok(())
     }
+}
+
+fn decode<M: Message>(frame: &Frame) -> Result<M, Fault> {
+    codec::decode_frame(frame.kind, &frame.payload)
+        .map_err(|error| Fault::new(ErrorCode::DecodeError, error.to_string()))
 }
 
 /// Is it a message that some role may send to a coordinator?

@@ -1,1 +1,160 @@
-//! The learner's shell: intake segments, training step, checkpoints, adapters
+//! The learner's shell: intake segments, training step, checkpoints, adapters.
+//!
+//! ```text
+//!  workers ══▶ sink ──▶ driver ◀▶ core          (volley-learner-core decides)
+//!                         │  ├──▶ intake thread   accepted results, synced
+//!                         │  └──▶ trainer thread  step ─▶ adapter ─▶ record, synced
+//!  coordinator ◀────────▶ │
+//!  workers ◀══ versions ◀─┘
+//! ```
+
+mod coordinator_link;
+mod driver;
+mod intake;
+mod records;
+mod restore;
+mod sink;
+mod step;
+mod trainer;
+mod transcripts;
+mod versions;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+
+use ractor::{Actor, ActorRef};
+use tokio::sync::oneshot;
+use volley_engine::EngineError;
+use volley_engine::cpu::threads::Threads;
+use volley_engine::model::Model;
+use volley_learner_core::{Input, Learner};
+use volley_link::{Endpoint, Identity, LinkConfig, LinkRuntime};
+use volley_protocol::fault::{ErrorCode, Fault};
+use volley_protocol::ids::PeerId;
+use volley_protocol::run::RunState;
+use volley_protocol::version::{Hello, PROTOCOL_VERSION};
+use volley_runtime::greeting::link_fault;
+use volley_runtime::run_dir::RunDir;
+
+use crate::driver::{Driver, DriverArguments, DriverMessage};
+use crate::intake::Intake;
+use crate::restore::Restored;
+
+/// What a learner is started with.
+#[derive(Debug)]
+pub struct LearnerOptions {
+    /// Certificate and key of a learner.
+    pub identity: Identity,
+    /// Where the coordinator listens.
+    pub coordinator: SocketAddr,
+    /// Where workers reach this learner; port 0 picks one.
+    pub listen: SocketAddr,
+    /// The run's directory, with its recipe.
+    pub run_dir: PathBuf,
+    /// Resolves when the process is asked to end: finish the step, write a checkpoint, leave.
+    pub stop: oneshot::Receiver<()>,
+}
+
+/// Trains until the process is asked to end, or the disk fails.
+///
+/// # Errors
+/// What is wrong with the recipe, the model, the run directory or the network.
+pub async fn run(options: LearnerOptions) -> Result<RunState, Fault> {
+    let directory = RunDir::open(&options.run_dir)?;
+    let link = LinkRuntime::start().map_err(|error| link_fault(&error))?;
+    let config = LinkConfig::default();
+    let listener = Endpoint::listen(&link, options.listen, &options.identity, config.clone())
+        .map_err(|error| link_fault(&error))?;
+    let endpoint = Endpoint::client(&link, &options.identity, config)
+        .map_err(|error| link_fault(&error))?;
+
+    let sink_addr = listener.local_addr();
+    // Loading and replaying computes; the runtime's threads are for the network.
+    let restored = tokio::task::spawn_blocking(move || restore::restore(&directory, sink_addr))
+        .await
+        .map_err(|error| Fault::new(ErrorCode::Internal, format!("restoring failed: {error}")))??;
+    let Restored { config, state, held, trainer, intake_dir, versions } = restored;
+    let name = format!("learner {}", config.run.name);
+
+    let mailbox = Mailbox::default();
+    let (synced, failed) = (mailbox.clone(), mailbox.clone());
+    let intake = Intake::start(
+        &intake_dir,
+        move |upto| synced.input(Input::Synced { upto }),
+        move |fault| failed.cast(DriverMessage::DiskFailed(fault)),
+    )?;
+    let (stepped, failed) = (mailbox.clone(), mailbox.clone());
+    let trainer = trainer.start(
+        move |input| stepped.input(input),
+        move |fault| failed.cast(DriverMessage::DiskFailed(fault)),
+    )?;
+    let (on_exit, exited) = oneshot::channel();
+    let arguments = DriverArguments {
+        core: Learner::new(config, state)?,
+        intake,
+        trainer,
+        versions: versions.clone(),
+        held,
+        on_exit,
+    };
+    let (driver, _) = Actor::spawn(None, Driver, arguments).await.map_err(|error| {
+        Fault::new(ErrorCode::Internal, format!("the driver did not start: {error}"))
+    })?;
+    mailbox.open(driver.clone());
+
+    let peer = PeerId(rand::random());
+    let hello = Hello { protocol: PROTOCOL_VERSION, peer, name, pid: std::process::id() };
+    tokio::spawn(sink::accept(listener, peer, versions, driver.clone()));
+    let keep = coordinator_link::keep(endpoint.clone(), options.coordinator, hello, driver);
+    tokio::spawn(keep);
+    let stop = options.stop;
+    tokio::spawn(async move {
+        if stop.await.is_ok() {
+            mailbox.input(Input::Stop);
+        }
+    });
+    let outcome = exited.await.map_err(|_| {
+        Fault::new(ErrorCode::Internal, "the learner's driver ended without a reason")
+    })?;
+    endpoint.close(0, "the learner ends").await;
+    outcome
+}
+
+/// The way to the driver for threads that are started before it.
+#[derive(Clone, Debug, Default)]
+struct Mailbox(Arc<OnceLock<ActorRef<DriverMessage>>>);
+
+impl Mailbox {
+    fn open(&self, driver: ActorRef<DriverMessage>) {
+        let first = self.0.set(driver).is_ok();
+        debug_assert!(first, "a mailbox is opened once");
+    }
+
+    /// Waits for the driver to exist (it does within milliseconds of start-up).
+    fn cast(&self, message: DriverMessage) {
+        if self.0.wait().cast(message).is_err() {
+            tracing::debug!("the driver has left");
+        }
+    }
+
+    fn input(&self, input: Input) {
+        self.cast(DriverMessage::Input(input, None));
+    }
+}
+
+/// Loads the base model of a run.
+fn load_model(directory: &std::path::Path) -> Result<Arc<Model>, Fault> {
+    Model::load(directory).map(Arc::new).map_err(|error| engine_fault(&error))
+}
+
+/// Threads of the learner's arithmetic.
+fn threads(count: usize) -> Threads {
+    Threads::new(count)
+}
+
+/// The fault behind an error of the engine.
+fn engine_fault(error: &EngineError) -> Fault {
+    let code = ErrorCode::from_name(error.code()).unwrap_or(ErrorCode::Internal);
+    Fault::new(code, error.to_string())
+}

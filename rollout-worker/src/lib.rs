@@ -1,1 +1,189 @@
-//! The rollout worker: a warm policy, slots, episodes, delivery to sinks
+//! The rollout worker: a warm policy, slots, episodes, delivery to sinks.
+//!
+//! ```text
+//!  coordinator_link ─┐                      ┌─▶ policy thread: weights, adapters, KV caches
+//!  sink_link ────────┼─▶ driver ◀▶ core ────┤     (episodes call their environments)
+//!  policy reports ───┘                      └─▶ frames, batches of trajectories
+//! ```
+//!
+//! [`core`] decides; everything else does.
+
+pub mod core;
+mod coordinator_link;
+mod driver;
+mod episode;
+mod policy;
+mod sink_link;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, mpsc};
+
+use ractor::Actor;
+use tokio::sync::oneshot;
+use volley_engine::text::{ChatTemplate, Tokenizer, stop_tokens};
+use volley_engine::EngineError;
+use volley_engine::cpu::threads::Threads;
+use volley_engine::model::Model;
+use volley_link::{Endpoint, Identity, LinkConfig, LinkRuntime};
+use volley_protocol::fault::{ErrorCode, Fault};
+use volley_protocol::ids::PeerId;
+use volley_protocol::version::{Hello, PROTOCOL_VERSION};
+use volley_protocol::Digest;
+use volley_runtime::greeting::link_fault;
+
+use crate::core::{Config, ExitReason, Worker};
+use crate::driver::{Driver, DriverArguments, DriverMessage};
+use crate::episode::Player;
+use crate::policy::engine::{EnginePolicy, WarmPolicy};
+use crate::policy::{PolicyCounters, PolicyEvent, PolicyHandle, scripted};
+use crate::sink_link::Dialler;
+
+/// Who answers the environment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PolicySource {
+    /// The model in that directory, with this many threads.
+    Model {
+        /// An ordinary Hugging Face folder.
+        directory: PathBuf,
+        /// Threads of the policy's arithmetic.
+        threads: usize,
+    },
+    /// The same words every time, without a model.
+    Scripted,
+}
+
+/// What a worker is started with.
+#[derive(Debug)]
+pub struct WorkerOptions {
+    /// Where the coordinator listens.
+    pub coordinator: SocketAddr,
+    /// Certificate and key of a worker.
+    pub identity: Identity,
+    /// For people.
+    pub name: String,
+    /// Who plays.
+    pub policy: PolicySource,
+    /// Concurrent episodes.
+    pub slots: u32,
+    /// Which request of the autoscaler this process answers; 0 when a person started it.
+    pub provision: u64,
+    /// Resolves when the process is asked to end; finish, deliver, leave.
+    pub drain: oneshot::Receiver<()>,
+}
+
+/// Loads the policy once and plays until the coordinator, the caller or solitude ends it.
+///
+/// # Errors
+/// When the model cannot be loaded or the network cannot be opened; nothing was leased then.
+pub async fn run(options: WorkerOptions) -> Result<ExitReason, Fault> {
+    let peer = PeerId(rand::random());
+    let (commands, inbox) = mpsc::channel();
+    let counters = Arc::new(PolicyCounters::default());
+    let (reports, mut heard) = tokio::sync::mpsc::unbounded_channel();
+    let loaded = load(options.policy, peer, inbox, Arc::clone(&counters), reports).await?;
+
+    let mut config = Config::new(options.slots, loaded.numerics, loaded.base);
+    config.provision = options.provision;
+    config.validate()?;
+    let link = LinkRuntime::start().map_err(|error| link_fault(&error))?;
+    let endpoint = Endpoint::client(&link, &options.identity, LinkConfig::default())
+        .map_err(|error| link_fault(&error))?;
+    let hello = Hello {
+        protocol: PROTOCOL_VERSION,
+        peer,
+        name: options.name,
+        pid: std::process::id(),
+    };
+
+    let (on_exit, exited) = oneshot::channel();
+    let arguments = DriverArguments {
+        core: Worker::new(config),
+        policy: PolicyHandle::new(commands, counters),
+        dialler: Dialler { endpoint: endpoint.clone(), hello: hello.clone() },
+        on_exit,
+    };
+    let (driver, _) = Actor::spawn(None, Driver, arguments).await.map_err(|error| {
+        Fault::new(ErrorCode::Internal, format!("the worker's driver did not start: {error}"))
+    })?;
+    let to_driver = driver.clone();
+    tokio::spawn(async move {
+        while let Some(event) = heard.recv().await {
+            if to_driver.cast(DriverMessage::Policy(event)).is_err() {
+                return;
+            }
+        }
+    });
+    let to_driver = driver.clone();
+    let drain = options.drain;
+    tokio::spawn(async move {
+        if drain.await.is_ok() {
+            let _ = to_driver.cast(DriverMessage::Input(crate::core::Input::DrainSignal, None));
+        }
+    });
+    tokio::spawn(coordinator_link::keep(endpoint.clone(), options.coordinator, hello, driver));
+    let reason = exited.await.map_err(|_| {
+        Fault::new(ErrorCode::Internal, "the worker's driver ended without a reason")
+    })?;
+    tracing::info!(reason = driver::describe(reason), "worker ends");
+    endpoint.close(0, driver::describe(reason)).await;
+    Ok(reason)
+}
+
+struct Loaded {
+    numerics: String,
+    base: Digest,
+}
+
+/// Loads the policy on its own thread, which then plays until it is told to stop.
+async fn load(
+    source: PolicySource,
+    worker: PeerId,
+    inbox: mpsc::Receiver<policy::PolicyCommand>,
+    counters: Arc<PolicyCounters>,
+    reports: tokio::sync::mpsc::UnboundedSender<PolicyEvent>,
+) -> Result<Loaded, Fault> {
+    // The core never has more than slots + prefetch episodes open, which bounds this channel.
+    let report: policy::Report = Box::new(move |event| drop(reports.send(event)));
+    let (ready, loaded) = oneshot::channel();
+    let play = move || match source {
+        PolicySource::Scripted => {
+            let numerics = "scripted".to_owned();
+            let player = Player { worker, numerics: numerics.clone() };
+            let _ = ready.send(Ok(Loaded { numerics, base: Digest::default() }));
+            scripted::run(&inbox, &player, &report);
+        }
+        PolicySource::Model { directory, threads } => match warm(&directory, threads) {
+            Err(error) => drop(ready.send(Err(engine_fault(&error)))),
+            Ok(warm) => {
+                let numerics = volley_engine::NUMERICS_CLASS.to_owned();
+                let base = Digest(warm.model.digest());
+                let player = Player { worker, numerics: numerics.clone() };
+                let _ = ready.send(Ok(Loaded { numerics, base }));
+                EnginePolicy::new(warm, player, counters, report).run(&inbox);
+            }
+        },
+    };
+    std::thread::Builder::new().name("policy".into()).spawn(play).map_err(|error| {
+        Fault::new(ErrorCode::Internal, format!("no thread for the policy: {error}"))
+    })?;
+    loaded.await.unwrap_or_else(|_| {
+        Err(Fault::new(ErrorCode::Internal, "the policy thread ended while it loaded"))
+    })
+}
+
+fn warm(directory: &std::path::Path, threads: usize) -> Result<WarmPolicy, EngineError> {
+    Ok(WarmPolicy {
+        model: Model::load(directory)?,
+        tokenizer: Tokenizer::load(directory)?,
+        chat: ChatTemplate::load(directory)?,
+        stop: stop_tokens(directory)?,
+        threads: Threads::new(threads),
+    })
+}
+
+/// The fault behind an error of the engine.
+fn engine_fault(error: &EngineError) -> Fault {
+    let code = ErrorCode::from_name(error.code()).unwrap_or(ErrorCode::Internal);
+    Fault::new(code, error.to_string())
+}

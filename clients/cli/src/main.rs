@@ -1,2 +1,33 @@
 //! `volley`: every role and every verb in one binary.
-fn main() {}
+
+mod address;
+mod args;
+mod error_pages;
+mod errors;
+mod json;
+mod monitor;
+mod output;
+mod roles;
+mod table;
+mod text;
+mod verbs;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use volley_runtime::process::Handoff;
+
+use crate::args::Args;
+use crate::output::Output;
+
+fn main() -> ExitCode {
+    // First of all: what a launcher handed over must not be read by anything else.
+    let handoff = Handoff::take();
+    let args = Args::parse();
+    let output = Output::new(args.quiet, args.no_color);
+    let outcome = match handoff {
+        Ok(handoff) => verbs::run(args.verb, &output, handoff),
+        Err(fault) => Err(fault.into()),
+    };
+    errors::conclude(outcome, &output)
+}

@@ -151,6 +151,7 @@ impl Client {
     pub(crate) async fn begin(&self, body: RequestBody) -> oneshot::Receiver<Answer> {
         let (answer, answered) = oneshot::channel();
         // If the driver has ended, the answer's sender is dropped, and `finish` reports that.
+        let body = Box::new(body);
         let _ = self.calls.send(Call::Ask { body, answer }).await;
         answered
     }

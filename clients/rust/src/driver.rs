@@ -41,7 +41,7 @@ pub(crate) type Answer = Result<ReplyBody, Fault>;
 pub(crate) enum Call {
     /// Ask the coordinator.
     Ask {
-        body: RequestBody,
+        body: Box<RequestBody>,
         answer: oneshot::Sender<Answer>,
     },
     /// Say goodbye and end; the sender is dropped when that is done.
@@ -223,7 +223,7 @@ impl Driver {
             Some(Call::Close { done }) => Err(Next::End(Some(done))),
             Some(Call::Ask { body, answer }) => {
                 let id = self.free_id();
-                let frame = codec::encode(&ClientRequest { id, body });
+                let frame = codec::encode(&ClientRequest { id, body: *body });
                 self.open.insert(id, Open { frame, answer });
                 Ok(id)
             }

@@ -50,6 +50,12 @@ impl ResultStream {
         self.job
     }
 
+    /// Is a result at hand, so that [`ResultStream::next`] will not wait?
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
     /// The next result; `None` when every rollout of the job has come. Cancel-safe.
     ///
     /// # Errors
@@ -129,14 +135,20 @@ impl OrderedResults {
         }
     }
 
+    /// Is the next result at hand?
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        let due = self.held.first_key_value().map(|(index, _)| *index);
+        due.is_some_and(|index| self.drained || index == self.next_index)
+    }
+
     /// The result with the next index. A cancelled job has gaps; they are passed over at its end.
     ///
     /// # Errors
     /// As [`ResultStream::next`], and `QUEUE_FULL` when more than [`REORDER_BYTES_MAX`] wait.
     pub async fn next(&mut self) -> Result<Option<ResultRecord>, Fault> {
         loop {
-            let due = self.held.first_key_value().map(|(index, _)| *index);
-            if due.is_some_and(|index| self.drained || index == self.next_index) {
+            if self.is_ready() {
                 return Ok(self.take_first());
             }
             if self.drained {

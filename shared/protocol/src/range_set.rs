@@ -3,10 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
-
 /// A set of `u64`, stored as disjoint, non-touching half-open ranges.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RangeSet {
     /// start → end (exclusive)
     ranges: BTreeMap<u64, u64>,
@@ -28,12 +26,12 @@ impl RangeSet {
             .is_some_and(|(_, end)| value < *end)
     }
 
-    /// Adds one value; tells whether it was new.
+    /// Adds one value; tells whether it was new. `u64::MAX` has no half-open range and is refused.
     pub fn insert(&mut self, value: u64) -> bool {
-        if self.contains(value) {
+        if value == u64::MAX || self.contains(value) {
             return false;
         }
-        self.insert_range(value, value.saturating_add(1));
+        self.insert_range(value, value + 1);
         true
     }
 

@@ -6,6 +6,7 @@
 //! Nothing here depends on which other queries are computed at the same time: a tile of
 //! queries shares the reading of keys and values, never a sum.
 
+use std::array::from_fn;
 use std::cell::RefCell;
 
 use super::gemm::{chains, store_part};
@@ -125,12 +126,17 @@ impl Kernel for Attend<'_, '_> {
         let pairs = self.run.rows * (self.run.heads.queries / self.run.heads.kv);
         let mut pair = 0;
         while pair < pairs {
-            pair += match pairs - pair {
-                6.. => self.pairs::<S, 6>(s, pair),
-                4.. => self.pairs::<S, 4>(s, pair),
-                3 => self.pairs::<S, 3>(s, pair),
-                2 => self.pairs::<S, 2>(s, pair),
-                _ => self.pairs::<S, 1>(s, pair),
+            let left = pairs - pair;
+            pair += if left >= 6 && const { 6 <= S::ACCUMULATORS } {
+                self.pairs::<S, 6>(s, pair)
+            } else if left >= 4 {
+                self.pairs::<S, 4>(s, pair)
+            } else if left >= 3 {
+                self.pairs::<S, 3>(s, pair)
+            } else if left == 2 {
+                self.pairs::<S, 2>(s, pair)
+            } else {
+                self.pairs::<S, 1>(s, pair)
             };
         }
     }
@@ -150,14 +156,12 @@ impl Attend<'_, '_> {
         } = self.run;
         let group = heads.queries / heads.kv;
         let kv_head = self.tile.cols.start / (group * heads.dim);
-        let mut queries: [&[f32]; R] = [&[]; R];
-        let mut limits = [0usize; R];
-        for r in 0..R {
-            let (row, head) = (row + (first + r) / group, (first + r) % group);
-            let begin = (row * heads.queries + kv_head * group + head) * heads.dim;
-            queries[r] = &q[begin..][..heads.dim];
-            limits[r] = places[row].position as usize + 1;
-        }
+        let row_and_head = |r: usize| (row + (first + r) / group, (first + r) % group);
+        let queries: [&[f32]; R] = from_fn(|r| {
+            let (row, head) = row_and_head(r);
+            &q[(row * heads.queries + kv_head * group + head) * heads.dim..][..heads.dim]
+        });
+        let limits: [usize; R] = from_fn(|r| places[row_and_head(r).0].position as usize + 1);
         let stride = limits[R - 1].next_multiple_of(LANES);
         if self.scores.len() < R * stride {
             self.scores.resize(R * stride, 0.0);
@@ -178,13 +182,6 @@ impl Attend<'_, '_> {
         let mut panel = 0;
         while panel < panels {
             let left = panels - panel;
-            let wide = if left >= 4 && 4 * R <= S::ACCUMULATORS {
-                4
-            } else if left >= 2 && 2 * R <= S::ACCUMULATORS {
-                2
-            } else {
-                1
-            };
             let at = Place {
                 row,
                 first,
@@ -192,12 +189,13 @@ impl Attend<'_, '_> {
                 panel,
                 dim: heads.dim,
             };
-            match wide {
-                4 => values.write_sums::<S, 4>(s, inverse, at, self.tile),
-                2 => values.write_sums::<S, 2>(s, inverse, at, self.tile),
-                _ => values.write_sums::<S, 1>(s, inverse, at, self.tile),
-            }
-            panel += wide;
+            panel += if left >= 4 && const { 4 * R <= S::ACCUMULATORS } {
+                values.write_sums::<S, 4>(s, inverse, at, self.tile)
+            } else if left >= 2 && const { 2 * R <= S::ACCUMULATORS } {
+                values.write_sums::<S, 2>(s, inverse, at, self.tile)
+            } else {
+                values.write_sums::<S, 1>(s, inverse, at, self.tile)
+            };
         }
         R
     }
@@ -219,9 +217,9 @@ fn score<S: Simd, const R: usize>(
     while block < blocks {
         let left = blocks - block;
         let to = &mut scores[block * LANES..];
-        block += if left >= 4 && 4 * R <= S::ACCUMULATORS {
+        block += if left >= 4 && const { 4 * R <= S::ACCUMULATORS } {
             score_blocks::<S, R, 4>(s, queries, (cache, kv_head, block), scale, to, stride)
-        } else if left >= 2 && 2 * R <= S::ACCUMULATORS {
+        } else if left >= 2 && const { 2 * R <= S::ACCUMULATORS } {
             score_blocks::<S, R, 2>(s, queries, (cache, kv_head, block), scale, to, stride)
         } else {
             score_blocks::<S, R, 1>(s, queries, (cache, kv_head, block), scale, to, stride)
@@ -239,7 +237,7 @@ fn score_blocks<S: Simd, const R: usize, const B: usize>(
     to: &mut [f32],
     stride: usize,
 ) -> usize {
-    let keys: [&[[f32; LANES]]; B] = std::array::from_fn(|b| cache.key_panel(block + b, kv_head));
+    let keys: [&[[f32; LANES]]; B] = from_fn(|b| cache.key_panel(block + b, kv_head));
     let acc = chains(s, queries, keys, [[s.splat(0.0); B]; R]);
     let scale = s.splat(scale);
     for r in 0..R {
@@ -295,6 +293,7 @@ struct Place {
 
 impl<const R: usize> Values<'_, R> {
     /// `out[r] = (sum over j < limits[r] of weight[r, j] * v[j]) * inverse[r]` for `B` panels.
+    /// Returns `B`.
     #[inline(always)]
     fn write_sums<S: Simd, const B: usize>(
         &self,
@@ -302,7 +301,7 @@ impl<const R: usize> Values<'_, R> {
         inverse: [f32; R],
         at: Place,
         tile: &mut Tile<'_>,
-    ) {
+    ) -> usize {
         let stride = self.scores.len() / R;
         // Keys that every query sees are read once for all; the few behind them (at most one
         // per row of the tile) continue each query's chain on its own.
@@ -311,8 +310,7 @@ impl<const R: usize> Values<'_, R> {
         let mut key = 0;
         while key < common {
             let end = common.min(key + LANES);
-            let weights: [&[f32]; R] =
-                std::array::from_fn(|r| &self.scores[r * stride..][key..end]);
+            let weights: [&[f32]; R] = from_fn(|r| &self.scores[r * stride..][key..end]);
             acc = chains(s, weights, self.panels::<B>(at.panel, key, end), acc);
             key = end;
         }
@@ -334,14 +332,13 @@ impl<const R: usize> Values<'_, R> {
                 store_part(s, out, s.mul(chain[0][b], s.splat(inverse[r])));
             }
         }
+        B
     }
 
     /// Values of keys `key..end`, which lie in one block.
     #[inline(always)]
     fn panels<const B: usize>(&self, panel: usize, key: usize, end: usize) -> [&[[f32; LANES]]; B] {
         let (block, from) = (key / LANES, key % LANES);
-        std::array::from_fn(|b| {
-            &self.cache.value_panel(block, self.kv_head, panel + b)[from..from + end - key]
-        })
+        from_fn(|b| &self.cache.value_panel(block, self.kv_head, panel + b)[from..from + end - key])
     }
 }

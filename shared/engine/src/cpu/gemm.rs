@@ -5,6 +5,8 @@
 //! (so that a panel group stays in the second-level cache while all rows pass it), the chain
 //! is stored in `y` and taken up again: storing an f32 does not change it.
 
+use std::array::from_fn;
+
 use super::pack::{Element, PackedWeights, Panels};
 use super::simd::{Isa, Kernel, LANES, Simd};
 use super::threads::Threads;
@@ -37,7 +39,7 @@ const K_BLOCK: usize = 512;
 /// Rows of one chunk: enough to use a panel group many times, few enough to divide well.
 const ROW_BLOCK: usize = 96;
 /// Widest panel group.
-const GROUP_MAX: usize = 4;
+const GROUP_MAX: usize = 8;
 /// Multiply-adds below which a product stays on one thread: about 4 µs of work, a few times
 /// what handing it to a spinning thread costs.
 const PARALLEL_MIN: usize = 150_000;
@@ -80,7 +82,7 @@ pub fn gemm_group(threads: &Threads, x: &[f32], products: Vec<Product<'_>>) {
 
 /// Columns of a chunk: about three chunks per thread, in whole panel groups.
 fn column_block(n: usize, row_blocks: usize, threads: usize) -> usize {
-    let group = GROUP_MAX * LANES;
+    let group = 4 * LANES;
     let wanted = (3 * threads).div_ceil(row_blocks);
     n.div_ceil(wanted).next_multiple_of(group)
 }
@@ -119,34 +121,36 @@ impl<E: Element> Kernel for TileProduct<'_, E> {
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
         let panels = self.tile.cols.start / LANES..self.tile.cols.end.div_ceil(LANES);
-        let rows = self.tile.rows.len();
-        // The widest group whose tile has at least as many accumulators as rows to fill it.
-        let fits = |group: usize| group * rows.min(6) <= S::ACCUMULATORS;
-        let widest = if fits(4) {
-            4
-        } else if fits(2) {
-            2
-        } else {
-            1
-        };
+        let widest = widest_group::<S>(self.tile.rows.len());
         let mut panel = panels.start;
         while panel < panels.end {
-            let left = panels.end - panel;
-            let group = if left >= 4 && widest >= 4 {
-                4
-            } else if left >= 2 && widest >= 2 {
-                2
+            let mut group = widest;
+            while group > panels.end - panel {
+                group /= 2;
+            }
+            if group == 8 && const { 8 <= S::ACCUMULATORS } {
+                self.group::<S, 8>(s, panel);
+            } else if group == 4 {
+                self.group::<S, 4>(s, panel);
+            } else if group == 2 {
+                self.group::<S, 2>(s, panel);
             } else {
-                1
-            };
-            match group {
-                4 => self.group::<S, 4>(s, panel),
-                2 => self.group::<S, 2>(s, panel),
-                _ => self.group::<S, 1>(s, panel),
+                self.group::<S, 1>(s, panel);
             }
             panel += group;
         }
     }
+}
+
+/// The widest group of panels whose accumulators for this many rows fit in registers. Few rows
+/// need wide groups: a chain takes four cycles per step, so eight must be under way at once.
+#[inline(always)]
+fn widest_group<S: Simd>(rows: usize) -> usize {
+    let mut group = GROUP_MAX;
+    while group > 1 && group * rows.min(6) > S::ACCUMULATORS {
+        group /= 2;
+    }
+    group
 }
 
 impl<E: Element> TileProduct<'_, E> {
@@ -161,21 +165,27 @@ impl<E: Element> TileProduct<'_, E> {
         while k0 < self.k {
             let k1 = self.k.min(k0 + block);
             let store = if k0 == 0 { self.store } else { Store::Continue };
-            let w: [&[[E; LANES]]; B] =
-                std::array::from_fn(|b| &self.panels[(panel + b) * self.k..][k0..k1]);
+            let w: [&[[E; LANES]]; B] = from_fn(|b| &self.panels[(panel + b) * self.k..][k0..k1]);
             let mut row = self.tile.rows.start;
             while row < self.tile.rows.end {
                 let left = self.tile.rows.end - row;
                 let fit = left.min(S::ACCUMULATORS / B).max(1);
                 let at = (row, panel, k0);
-                row += match fit {
-                    12.. if B <= 2 => self.rows::<S, B, 12>(s, w, at, store),
-                    8.. if B <= 2 => self.rows::<S, B, 8>(s, w, at, store),
-                    6.. => self.rows::<S, B, 6>(s, w, at, store),
-                    4.. => self.rows::<S, B, 4>(s, w, at, store),
-                    3 => self.rows::<S, B, 3>(s, w, at, store),
-                    2 => self.rows::<S, B, 2>(s, w, at, store),
-                    _ => self.rows::<S, B, 1>(s, w, at, store),
+                // Tiles that do not fit this instruction set are not even compiled.
+                row += if fit >= 12 && const { 12 * B <= S::ACCUMULATORS } {
+                    self.rows::<S, B, 12>(s, w, at, store)
+                } else if fit >= 8 && const { 8 * B <= S::ACCUMULATORS } {
+                    self.rows::<S, B, 8>(s, w, at, store)
+                } else if fit >= 6 && const { 6 * B <= S::ACCUMULATORS } {
+                    self.rows::<S, B, 6>(s, w, at, store)
+                } else if fit >= 4 && const { 4 * B <= S::ACCUMULATORS } {
+                    self.rows::<S, B, 4>(s, w, at, store)
+                } else if fit >= 3 && const { 3 * B <= S::ACCUMULATORS } {
+                    self.rows::<S, B, 3>(s, w, at, store)
+                } else if fit >= 2 && const { 2 * B <= S::ACCUMULATORS } {
+                    self.rows::<S, B, 2>(s, w, at, store)
+                } else {
+                    self.rows::<S, B, 1>(s, w, at, store)
                 };
             }
             k0 = k1;
@@ -192,7 +202,7 @@ impl<E: Element> TileProduct<'_, E> {
         store: Store,
     ) -> usize {
         let len = w[0].len();
-        let x: [&[f32]; R] = std::array::from_fn(|r| &self.x[(row + r) * self.k + k0..][..len]);
+        let x: [&[f32]; R] = from_fn(|r| &self.x[(row + r) * self.k + k0..][..len]);
         let col = panel * LANES - self.tile.cols.start;
         let mut acc = [[s.splat(0.0); B]; R];
         if store == Store::Continue {

@@ -9,7 +9,7 @@ use std::cell::UnsafeCell;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -72,7 +72,7 @@ impl Threads {
     pub fn run(&self, chunks: usize, work: &(dyn Fn(usize) + Sync)) {
         if let Some(pool) = &self.pool
             && chunks > 1
-            && let Ok(_entry) = pool.entry.try_lock()
+            && let Some(_entry) = pool.try_enter()
         {
             pool.shared.run(chunks, work);
         } else {
@@ -111,6 +111,18 @@ impl Pool {
             workers: (0..workers).map(spawn).collect(),
             entry: Mutex::new(()),
             shared,
+        }
+    }
+}
+
+impl Pool {
+    /// The right to open a region; `None` while somebody has one open.
+    fn try_enter(&self) -> Option<MutexGuard<'_, ()>> {
+        match self.entry.try_lock() {
+            Ok(entry) => Some(entry),
+            // Some earlier region panicked; it was closed while unwinding.
+            Err(TryLockError::Poisoned(entry)) => Some(entry.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
         }
     }
 }
@@ -265,6 +277,73 @@ impl Drop for Region<'_> {
                 thread::yield_now();
             }
             std::hint::spin_loop();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn add(to: &AtomicUsize, n: usize) {
+        to.fetch_add(n, Ordering::Relaxed);
+    }
+
+    #[test]
+    fn every_chunk_runs_once() {
+        for count in [1, 2, 3, 5] {
+            let threads = Threads::new(count);
+            assert_eq!(threads.count(), count);
+            for chunks in [0, 1, 2, 7, 1000] {
+                let calls: Vec<AtomicUsize> = (0..chunks).map(|_| AtomicUsize::new(0)).collect();
+                for round in 1..50 {
+                    threads.run(chunks, &|i| add(&calls[i], 1));
+                    assert!(
+                        calls
+                            .iter()
+                            .all(|calls| calls.load(Ordering::Relaxed) == round)
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn sleeping_workers_wake_up_and_nested_regions_run() {
+        let threads = Threads::new(3);
+        let sum = AtomicUsize::new(0);
+        for _ in 0..5 {
+            thread::sleep(Duration::from_millis(2));
+            threads.run(4, &|_| threads.run(3, &|i| add(&sum, i)));
+        }
+        assert_eq!(sum.into_inner(), 5 * 4 * 3);
+    }
+
+    #[test]
+    fn callers_on_several_threads_do_not_meet() {
+        let threads = Threads::new(2);
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..300 {
+                        let sum = AtomicUsize::new(0);
+                        threads.run(9, &|i| add(&sum, i));
+                        assert_eq!(sum.into_inner(), 36);
+                    }
+                });
+            }
+        });
+    }
+
+    #[test]
+    fn a_panic_reaches_the_caller_and_the_pool_survives() {
+        let threads = Threads::new(3);
+        for bad in 0..6 {
+            let call = || threads.run(6, &|i| assert_ne!(i, bad, "on purpose"));
+            assert!(catch_unwind(AssertUnwindSafe(call)).is_err());
+            let calls = AtomicUsize::new(0);
+            threads.run(6, &|_| add(&calls, 1));
+            assert_eq!(calls.into_inner(), 6);
         }
     }
 }

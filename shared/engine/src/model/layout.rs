@@ -41,7 +41,8 @@ impl<'a> Layout<'a> {
             wanted_rows: Vec::with_capacity(batch.len()),
         };
         for (sequence, step) in batch.iter().enumerate() {
-            check(step, config)?;
+            let checked = sequence > 0 && same_adapter(&batch[sequence - 1], step);
+            check(step, config, checked)?;
             let (begin, past) = (layout.places.len(), step.cache.len());
             let place = |position: usize| RowPlace {
                 sequence: sequence as u32,
@@ -78,7 +79,15 @@ impl<'a> Layout<'a> {
     }
 }
 
-fn check(step: &SequenceStep<'_>, config: &ModelConfig) -> Result<(), EngineError> {
+fn same_adapter(a: &SequenceStep<'_>, b: &SequenceStep<'_>) -> bool {
+    matches!((a.adapter, b.adapter), (Some(a), Some(b)) if std::ptr::eq(a, b))
+}
+
+fn check(
+    step: &SequenceStep<'_>,
+    config: &ModelConfig,
+    adapter_checked: bool,
+) -> Result<(), EngineError> {
     if !step.cache.fits(config) {
         let what = "the cache was made for a model of other sizes".to_owned();
         return Err(EngineError::InvalidArgument { what });
@@ -98,6 +107,8 @@ fn check(step: &SequenceStep<'_>, config: &ModelConfig) -> Result<(), EngineErro
     {
         return Err(EngineError::TokenOutOfRange { token, vocab_size });
     }
-    step.adapter
-        .map_or(Ok(()), |adapter| adapter.check_fits(config))
+    match step.adapter {
+        Some(adapter) if !adapter_checked => adapter.check_fits(config),
+        _ => Ok(()),
+    }
 }

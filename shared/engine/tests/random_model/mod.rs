@@ -1,5 +1,9 @@
 //! Checkpoints of any shape with random weights.
-#![allow(dead_code, unreachable_pub, reason = "shared by test files; every one uses a part")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "shared by test files; every one uses a part"
+)]
 
 use std::collections::BTreeMap;
 use std::path::Path;

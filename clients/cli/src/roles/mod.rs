@@ -1,0 +1,16 @@
+//! The verbs that are processes: the three roles, and the two launchers that start all of them.
+
+pub(crate) mod coordinator;
+mod duration;
+mod launch;
+pub(crate) mod learner;
+mod serve;
+pub(crate) mod train;
+pub(crate) mod up;
+pub(crate) mod worker;
+
+pub(crate) use coordinator::CoordinatorArgs;
+pub(crate) use learner::LearnerArgs;
+pub(crate) use train::TrainArgs;
+pub(crate) use up::UpArgs;
+pub(crate) use worker::WorkerArgs;

@@ -1,0 +1,144 @@
+//! How a run is told: NDJSON for programs, a live bar on a terminal, plain lines otherwise. Every
+//! event also goes into the run directory's `events.jsonl`.
+
+use std::fs::File;
+use std::io::{IsTerminal as _, Write as _};
+use std::path::Path;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::{Value, json};
+use volley_protocol::fault::{ErrorCode, Fault};
+use volley_protocol::run::StepReport;
+use volley_runtime::run_dir::Evaluation;
+
+/// Rewards in the live line's curve.
+const CURVE_STEPS: usize = 24;
+
+/// Where a run's events go.
+#[derive(Debug)]
+pub(crate) struct Voice {
+    json: bool,
+    bar: Option<ProgressBar>,
+    events: File,
+    rewards: Vec<f64>,
+}
+
+impl Voice {
+    pub(crate) fn open(json: bool, events: &Path) -> Result<Self, Fault> {
+        let opened = File::options().append(true).create(true).open(events);
+        let events = opened.map_err(|error| {
+            Fault::new(ErrorCode::IoFailed, format!("{}: {error}", events.display()))
+        })?;
+        Ok(Self { json, bar: None, events, rewards: Vec::new() })
+    }
+
+    /// One event, as an object with an `event` key, and the same in words.
+    pub(crate) fn event(&mut self, event: &Value, words: &str) {
+        let line = event.to_string();
+        // The copy in the run directory is for later; a full disk is reported by the learner.
+        let _ = writeln!(self.events, "{line}");
+        if self.json {
+            let mut out = std::io::stdout().lock();
+            let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+        } else {
+            self.words(words);
+        }
+    }
+
+    /// For people only.
+    pub(crate) fn words(&self, words: &str) {
+        if words.is_empty() {
+            return;
+        }
+        match &self.bar {
+            Some(bar) => bar.println(words),
+            // Nobody reads a closed standard error.
+            None => drop(writeln!(std::io::stderr().lock(), "{words}")),
+        }
+    }
+
+    /// Training begins at `done` of `steps`.
+    pub(crate) fn begin(&mut self, steps: u64, done: u64) {
+        if self.json || !std::io::stderr().is_terminal() {
+            return;
+        }
+        let style = "{msg}\n{bar:40.cyan/dim} step {pos}/{len}  {elapsed_precise} < {eta_precise}";
+        // The template is a constant, and a test parses it.
+        let style = ProgressStyle::with_template(style).unwrap_or(ProgressStyle::default_bar());
+        let bar = ProgressBar::with_draw_target(Some(steps), ProgressDrawTarget::stderr());
+        bar.set_style(style);
+        bar.set_position(done);
+        bar.enable_steady_tick(Duration::from_millis(250));
+        bar.set_message("waiting for the first step");
+        self.bar = Some(bar);
+    }
+
+    pub(crate) fn step(&mut self, report: &StepReport, steps: u64) {
+        self.rewards.push(report.reward_mean);
+        let step_s = (report.wait_ms + report.forward_backward_ms + report.publish_ms) as f64 / 1e3;
+        let words = format!(
+            "step {:>4}/{steps}  reward {:.3} ±{:.3}  entropy {:.3}  grad {:.3}  zero-variance {}/{}  \
+             mismatch {:.0e}  {:.1} s",
+            report.step,
+            report.reward_mean,
+            report.reward_std,
+            report.entropy,
+            report.grad_norm,
+            report.groups_zero_variance,
+            report.groups,
+            report.mismatch_max,
+            step_s,
+        );
+        let event = json!({ "event": "step", "report": report });
+        match &self.bar {
+            Some(bar) => {
+                bar.set_position(report.step);
+                bar.set_message(format!("{}\nreward {}", words, curve(&self.rewards)));
+                self.event(&event, "");
+            }
+            None => self.event(&event, &words),
+        }
+    }
+
+    pub(crate) fn end(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+
+    pub(crate) fn evaluated(&mut self, when: &str, evaluation: &Evaluation) {
+        let words = format!(
+            "held out, {when}: greedy {:.3}, sampled {:.3} ({} instances each)",
+            evaluation.greedy, evaluation.sampled, evaluation.instances
+        );
+        self.event(&json!({ "event": "evaluated", "when": when, "result": evaluation }), &words);
+    }
+}
+
+/// The last rewards as blocks, scaled to what they cover.
+fn curve(rewards: &[f64]) -> String {
+    const BLOCKS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+    let shown = &rewards[rewards.len().saturating_sub(CURVE_STEPS)..];
+    let low = shown.iter().copied().fold(f64::INFINITY, f64::min);
+    let high = shown.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let span = (high - low).max(1e-9);
+    let block = |reward: &f64| {
+        let level = ((reward - low) / span * 7.0).round().clamp(0.0, 7.0);
+        BLOCKS[level as usize]
+    };
+    let blocks: String = shown.iter().map(block).collect();
+    format!("{blocks} {low:.2}..{high:.2}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_curve_spans_its_values() {
+        assert!(curve(&[0.1, 0.5, 0.9]).starts_with("▁▅█"));
+        assert_eq!(curve(&[0.5]).chars().next(), Some('▁'));
+        assert_eq!(curve(&vec![1.0; 100]).chars().take_while(|c| *c == '▁').count(), CURVE_STEPS);
+    }
+}

@@ -1,0 +1,192 @@
+//! One training step, on one page: rewards → advantages → data → forward and backward → the
+//! zero-mismatch check → update → the adapter that is published.
+//!
+//! It is a function of the trainer's state and the batch alone, so replaying a step from its
+//! record gives the same adapter, bit for bit.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use volley_engine::adapter::Adapter;
+use volley_engine::train::{AdamParams, Datum, Estimator, Loss, StepOutput, Trainer, group_advantages};
+use volley_protocol::fault::{ErrorCode, Fault};
+use volley_protocol::run::StepReport;
+use volley_protocol::{AdapterVersion, Digest, Trajectory};
+
+use crate::engine_fault;
+
+/// A group with its trajectories, as the core ordered them.
+#[derive(Clone, Debug)]
+pub(crate) struct PlayedGroup {
+    pub(crate) degraded: bool,
+    pub(crate) members: Vec<Arc<Trajectory>>,
+}
+
+/// Everything that shapes a step, besides the batch.
+#[derive(Clone, Debug)]
+pub(crate) struct StepSettings {
+    pub(crate) loss: Loss,
+    pub(crate) estimator: Estimator,
+    pub(crate) adam: AdamParams,
+    /// Class of this process's arithmetic.
+    pub(crate) numerics: String,
+}
+
+/// What a step made.
+#[derive(Debug)]
+pub(crate) struct Stepped {
+    pub(crate) adapter: Arc<Adapter>,
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) digest: Digest,
+    pub(crate) report: StepReport,
+}
+
+/// Makes one step from `parent`.
+pub(crate) fn make(
+    trainer: &mut Trainer,
+    settings: &StepSettings,
+    parent: AdapterVersion,
+    groups: &[PlayedGroup],
+) -> Result<Stepped, Fault> {
+    let began = Instant::now();
+    let mut report = describe(parent, groups);
+    let (data, played) = data(settings, groups, &mut report);
+    let forward = if data.is_empty() {
+        None
+    } else {
+        Some(trainer.forward_backward(&data, &settings.loss).map_err(|e| engine_fault(&e))?)
+    };
+    if let Some(output) = &forward {
+        check_mismatch(settings, parent, &played, output, &mut report)?;
+        summarise(output, &mut report);
+    }
+    report.forward_backward_ms = began.elapsed().as_millis() as u64;
+    if forward.is_some() {
+        let update = trainer.optim_step(&settings.adam).map_err(|error| engine_fault(&error))?;
+        report.grad_norm = update.grad_norm;
+    }
+    report.learning_rate = settings.adam.lr;
+    let adapter = trainer.published();
+    adapter.check_finite().map_err(|error| engine_fault(&error))?;
+    let bytes = adapter.to_bytes();
+    let digest = Digest::of(&bytes);
+    report.digest = digest;
+    Ok(Stepped { adapter, bytes, digest, report })
+}
+
+/// Figures of the batch that need no model.
+fn describe(parent: AdapterVersion, groups: &[PlayedGroup]) -> StepReport {
+    let all: Vec<&Trajectory> = groups.iter().flat_map(|g| &g.members).map(Arc::as_ref).collect();
+    let n = all.len().max(1) as f64;
+    let rewards = || all.iter().map(|t| t.header.reward);
+    let mean = rewards().sum::<f64>() / n;
+    let staleness = |t: &&Trajectory| {
+        t.header.version.map_or(parent.step, |version| parent.step.saturating_sub(version.step))
+    };
+    let mut report = StepReport {
+        step: parent.step + 1,
+        rollouts: all.len() as u64,
+        groups: groups.len() as u64,
+        groups_degraded: groups.iter().filter(|group| group.degraded).count() as u64,
+        reward_mean: mean,
+        reward_std: (rewards().map(|r| (r - mean).powi(2)).sum::<f64>() / n).sqrt(),
+        reward_min: rewards().fold(f64::INFINITY, f64::min),
+        reward_max: rewards().fold(f64::NEG_INFINITY, f64::max),
+        staleness_mean: all.iter().map(staleness).sum::<u64>() as f64 / n,
+        staleness_max: all.iter().map(staleness).max().unwrap_or(0),
+        tokens_sampled: all.iter().map(|t| sampled_tokens(t)).sum(),
+        truncated: all.iter().filter(|t| t.header.truncated).count() as f64 / n,
+        ..StepReport::default()
+    };
+    if all.is_empty() {
+        (report.reward_min, report.reward_max) = (0.0, 0.0);
+    }
+    for trajectory in &all {
+        for (name, value) in &trajectory.header.metrics {
+            *report.metrics.entry(name.clone()).or_default() += value / n;
+        }
+    }
+    report
+}
+
+/// Trajectories with a gradient, as the trainer takes them. The loss is a mean over the sampled
+/// tokens of the batch, so the learning rate means the same whatever the batch's size.
+fn data<'a>(
+    settings: &StepSettings,
+    groups: &'a [PlayedGroup],
+    report: &mut StepReport,
+) -> (Vec<Datum>, Vec<&'a Trajectory>) {
+    let mut chosen: Vec<(&Trajectory, f32)> = Vec::new();
+    for group in groups {
+        let rewards: Vec<f32> = group.members.iter().map(|t| t.header.reward as f32).collect();
+        let advantages = group_advantages(&rewards, settings.estimator);
+        if advantages.zero_variance {
+            report.groups_zero_variance += 1;
+        } else {
+            chosen.extend(group.members.iter().map(Arc::as_ref).zip(advantages.advantages));
+        }
+    }
+    let tokens: u64 = chosen.iter().map(|(trajectory, _)| sampled_tokens(trajectory)).sum();
+    let scale = 1.0 / tokens.max(1) as f32;
+    report.tokens_trained = chosen.iter().map(|(t, _)| t.tokens.len() as u64).sum();
+    let data = chosen.iter().map(|(trajectory, advantage)| datum(trajectory, advantage * scale));
+    (data.collect(), chosen.iter().map(|(trajectory, _)| *trajectory).collect())
+}
+
+/// Entry `t` of the arrays belongs to token `t + 1`: what the forward at `t` predicts.
+fn datum(trajectory: &Trajectory, advantage: f32) -> Datum {
+    let weights: Vec<f32> = trajectory.sampled[1..].iter().map(|s| f32::from(*s)).collect();
+    Datum {
+        tokens: trajectory.tokens.clone(),
+        sampled_logprobs: trajectory.logprobs[1..].to_vec(),
+        advantages: weights.iter().map(|weight| weight * advantage).collect(),
+        weights,
+    }
+}
+
+/// Invariant 11: for the version that is trained, and for our own arithmetic, sampler and learner
+/// give the same log-probability to the bit. Everything else is off policy and only reported.
+fn check_mismatch(
+    settings: &StepSettings,
+    parent: AdapterVersion,
+    played: &[&Trajectory],
+    output: &StepOutput,
+    report: &mut StepReport,
+) -> Result<(), Fault> {
+    let mut worst: Option<(f32, &Trajectory, usize)> = None;
+    for (trajectory, learned) in played.iter().zip(&output.logprobs) {
+        let header = &trajectory.header;
+        if header.version != Some(parent) || header.numerics != settings.numerics {
+            continue;
+        }
+        for (at, learned) in learned.iter().enumerate() {
+            if trajectory.sampled[at + 1] == 0 {
+                continue;
+            }
+            report.mismatch_tokens += 1;
+            let gap = (learned - trajectory.logprobs[at + 1]).abs();
+            // A gap that is not a number is the worst of all.
+            if gap != 0.0 && worst.is_none_or(|(most, ..)| gap > most || gap.is_nan()) {
+                worst = Some((gap, trajectory, at + 1));
+            }
+        }
+    }
+    let Some((gap, trajectory, at)) = worst else { return Ok(()) };
+    report.mismatch_max = f64::from(gap);
+    let message = format!(
+        "sampler and learner differ by {gap:e} on token {at} of rollout {} ({:?}, {})",
+        trajectory.header.attempt.rollout, trajectory.header.version, trajectory.header.numerics,
+    );
+    Err(Fault::new(ErrorCode::NumericsMismatch, message))
+}
+
+fn summarise(output: &StepOutput, report: &mut StepReport) {
+    report.loss = output.loss_sum;
+    report.entropy = output.metrics.entropy;
+    report.clip_fraction = output.metrics.clip_fraction;
+    report.drift_kl = output.metrics.drift_kl;
+}
+
+fn sampled_tokens(trajectory: &Trajectory) -> u64 {
+    trajectory.sampled.iter().map(|sampled| u64::from(*sampled)).sum()
+}

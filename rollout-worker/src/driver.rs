@@ -1,0 +1,302 @@
+//! The worker's driver: the one actor that owns the core. Inputs come from the coordinator's
+//! session, from sessions with learners and from the policy thread; effects go back to them.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use volley_link::{ControlSender, Session, close_code};
+use volley_protocol::adapter::AdapterVersion;
+use volley_protocol::codec::Message;
+use volley_protocol::delivery::ToSink;
+use volley_protocol::worker::{FromWorker, SinkAddr, WorkerLoad};
+use volley_protocol::{AttemptId, Digest, trajectory};
+use volley_runtime::conversation;
+
+use crate::core::{Effect, ExitReason, Input, Millis, SessionId, Worker};
+use crate::policy::{PolicyCommand, PolicyEvent, PolicyHandle};
+use crate::sink_link;
+
+/// The core is told the time this often; heartbeats and back-off count in seconds.
+const TICK: Duration = Duration::from_millis(50);
+
+/// What the driver is told.
+#[derive(Debug)]
+pub(crate) enum DriverMessage {
+    /// A session is open; what it needs to be spoken to.
+    Connected { peer: PeerKey, input: Input, line: Line },
+    /// Something for the core. The permit bounds what one session may have in this mailbox.
+    Input(Input, Option<OwnedSemaphorePermit>),
+    /// A dial to a learner failed.
+    DialFailed(SocketAddr),
+    /// A learner sent an adapter; its digest was checked.
+    AdapterBytes { digest: Digest, bytes: Vec<u8> },
+    /// The policy thread reports.
+    Policy(PolicyEvent),
+    /// Time passes.
+    Tick,
+}
+
+/// Whom a session is with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum PeerKey {
+    /// The coordinator.
+    Coordinator,
+    /// A learner.
+    Learner(SocketAddr),
+}
+
+/// What is needed to speak in a session.
+#[derive(Clone, Debug)]
+pub(crate) struct Line {
+    pub(crate) id: SessionId,
+    pub(crate) control: ControlSender,
+    pub(crate) session: Session,
+}
+
+impl Line {
+    fn say<M: Message>(&self, message: &M) {
+        conversation::say(&self.session, &self.control, message);
+    }
+}
+
+/// What the driver starts with.
+#[derive(Debug)]
+pub(crate) struct DriverArguments {
+    pub(crate) core: Worker,
+    pub(crate) policy: PolicyHandle,
+    pub(crate) dialler: sink_link::Dialler,
+    pub(crate) on_exit: oneshot::Sender<ExitReason>,
+}
+
+/// The driver's state.
+#[derive(Debug)]
+pub(crate) struct DriverState {
+    core: Worker,
+    policy: PolicyHandle,
+    dialler: sink_link::Dialler,
+    started: Instant,
+    lines: BTreeMap<PeerKey, Line>,
+    dialling: BTreeMap<SocketAddr, tokio::task::JoinHandle<()>>,
+    /// Encoded trajectories that no sink has acknowledged.
+    records: BTreeMap<AttemptId, Arc<Vec<u8>>>,
+    /// Adapters asked for, by digest.
+    fetching: BTreeMap<Digest, AdapterVersion>,
+    on_exit: Option<oneshot::Sender<ExitReason>>,
+}
+
+/// The driver.
+#[derive(Debug)]
+pub(crate) struct Driver;
+
+impl Actor for Driver {
+    type Msg = DriverMessage;
+    type State = DriverState;
+    type Arguments = DriverArguments;
+
+    async fn pre_start(
+        &self,
+        myself: ActorRef<DriverMessage>,
+        arguments: DriverArguments,
+    ) -> Result<DriverState, ActorProcessingErr> {
+        myself.send_interval(TICK, || DriverMessage::Tick);
+        Ok(DriverState {
+            core: arguments.core,
+            policy: arguments.policy,
+            dialler: arguments.dialler,
+            started: Instant::now(),
+            lines: BTreeMap::new(),
+            dialling: BTreeMap::new(),
+            records: BTreeMap::new(),
+            fetching: BTreeMap::new(),
+            on_exit: Some(arguments.on_exit),
+        })
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<DriverMessage>,
+        message: DriverMessage,
+        state: &mut DriverState,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            DriverMessage::Connected { peer, input, line } => {
+                state.lines.insert(peer, line);
+                state.apply(&myself, input);
+            }
+            DriverMessage::Input(input, permit) => {
+                state.forget_line(&input);
+                state.apply(&myself, input);
+                drop(permit);
+            }
+            DriverMessage::DialFailed(addr) => {
+                state.dialling.remove(&addr);
+            }
+            DriverMessage::AdapterBytes { digest, bytes } => {
+                if let Some(version) = state.fetching.remove(&digest) {
+                    state.policy.tell(PolicyCommand::AddAdapter { version, bytes });
+                }
+            }
+            DriverMessage::Policy(event) => state.hear_policy(&myself, event),
+            DriverMessage::Tick => state.apply(&myself, Input::Tick),
+        }
+        Ok(())
+    }
+}
+
+impl DriverState {
+    fn apply(&mut self, myself: &ActorRef<DriverMessage>, input: Input) {
+        let now = Millis(self.started.elapsed().as_millis() as u64);
+        let mut effects = Vec::new();
+        self.core.apply(now, input, &mut effects);
+        for effect in effects {
+            self.perform(myself, effect);
+        }
+    }
+
+    fn forget_line(&mut self, input: &Input) {
+        let (peer, session) = match input {
+            Input::CoordinatorDown { session } => (PeerKey::Coordinator, *session),
+            Input::SinkDown { addr, session } => {
+                self.dialling.remove(addr);
+                (PeerKey::Learner(*addr), *session)
+            }
+            _ => return,
+        };
+        if self.lines.get(&peer).is_some_and(|line| line.id == session) {
+            self.lines.remove(&peer);
+        }
+    }
+
+    fn hear_policy(&mut self, myself: &ActorRef<DriverMessage>, event: PolicyEvent) {
+        let input = match event {
+            PolicyEvent::Done(trajectory) => {
+                let record = trajectory.encode();
+                let attempt = trajectory.header.attempt;
+                let sampled = trajectory.sampled.iter().filter(|s| **s == 1).count() as u64;
+                let record_bytes = record.len() as u64;
+                self.records.insert(attempt, Arc::new(record));
+                Input::EpisodeDone {
+                    attempt,
+                    record_bytes,
+                    tokens: sampled,
+                    prefill_tokens: trajectory.tokens.len() as u64 - sampled,
+                }
+            }
+            PolicyEvent::Failed { attempt, fault } => Input::EpisodeFailed {
+                attempt,
+                fault: fault.fault,
+                retryable: fault.retryable,
+            },
+            PolicyEvent::AdapterReady(version) => Input::AdapterReady { version },
+            PolicyEvent::AdapterFailed { version, fault } => {
+                Input::AdapterFailed { digest: version.digest, fault }
+            }
+        };
+        self.apply(myself, input);
+    }
+
+    fn perform(&mut self, myself: &ActorRef<DriverMessage>, effect: Effect) {
+        match effect {
+            Effect::Send(message) => self.send(message),
+            Effect::StartEpisode { lease, spec } => {
+                self.policy.tell(PolicyCommand::Start { lease, spec });
+            }
+            Effect::CancelEpisode { attempt } => self.policy.tell(PolicyCommand::Cancel(attempt)),
+            Effect::FetchAdapter { version, source, session } => {
+                self.fetching.insert(version.digest, version);
+                if let Some(line) = self.line(PeerKey::Learner(source), session) {
+                    line.say(&ToSink::Fetch { digest: version.digest });
+                }
+            }
+            Effect::DropAdapters(digests) => {
+                self.policy.tell(PolicyCommand::DropAdapters(digests));
+            }
+            Effect::DialSink { addr } => {
+                if !self.dialling.contains_key(&addr) {
+                    let task = self.dialler.dial(addr, myself.clone());
+                    self.dialling.insert(addr, task);
+                }
+            }
+            Effect::HangUpSink { addr } => {
+                if let Some(task) = self.dialling.remove(&addr) {
+                    task.abort();
+                }
+                if let Some(line) = self.lines.remove(&PeerKey::Learner(addr)) {
+                    line.session.close(close_code::NORMAL, "nothing left to say");
+                }
+            }
+            Effect::Deliver { sink, session, first_seq, attempts } => {
+                self.deliver(sink, session, first_seq, &attempts);
+            }
+            Effect::Free { attempts } => {
+                attempts.iter().for_each(|attempt| drop(self.records.remove(attempt)));
+            }
+            Effect::Exit { reason } => self.exit(myself, reason),
+        }
+    }
+
+    fn send(&self, message: FromWorker) {
+        // The core counts episodes and bytes; what only the policy thread knows is added here.
+        let message = match message {
+            FromWorker::Heartbeat { held, load } => {
+                let counters = &self.policy.counters;
+                let load = WorkerLoad {
+                    tokens_total: counters.tokens.load(Ordering::Relaxed),
+                    prefill_tokens_total: counters.prefill_tokens.load(Ordering::Relaxed),
+                    ..load
+                };
+                FromWorker::Heartbeat { held, load }
+            }
+            other => other,
+        };
+        if let Some(line) = self.lines.get(&PeerKey::Coordinator) {
+            line.say(&message);
+        }
+    }
+
+    fn line(&self, peer: PeerKey, session: SessionId) -> Option<&Line> {
+        self.lines.get(&peer).filter(|line| line.id == session)
+    }
+
+    fn deliver(&self, sink: SinkAddr, session: SessionId, first_seq: u64, attempts: &[AttemptId]) {
+        let peer = match sink {
+            SinkAddr::Relay => PeerKey::Coordinator,
+            SinkAddr::Learner(addr) => PeerKey::Learner(addr),
+        };
+        let Some(line) = self.line(peer, session) else { return };
+        let records: Vec<_> = attempts.iter().filter_map(|a| self.records.get(a)).collect();
+        debug_assert_eq!(records.len(), attempts.len(), "undelivered records are held");
+        let records: Vec<&[u8]> = records.into_iter().map(|record| record.as_slice()).collect();
+        let batch = trajectory::encode_batch(first_seq, &records);
+        let session = line.session.clone();
+        tokio::spawn(async move {
+            // A failed write means a lost session; the core sends everything again in the next.
+            if let Err(error) = sink_link::send_bulk(&session, batch).await {
+                tracing::debug!(%error, "a batch did not reach its sink");
+            }
+        });
+    }
+
+    fn exit(&mut self, myself: &ActorRef<DriverMessage>, reason: ExitReason) {
+        self.policy.tell(PolicyCommand::Stop);
+        if let Some(on_exit) = self.on_exit.take() {
+            // Nobody listens when the process is leaving already.
+            let _ = on_exit.send(reason);
+        }
+        myself.stop(None);
+    }
+}
+
+/// Why a worker ended, as a sentence.
+pub(crate) fn describe(reason: ExitReason) -> &'static str {
+    match reason {
+        ExitReason::Drained => "drained by the coordinator",
+        ExitReason::Alone => "no coordinator for too long",
+        ExitReason::Signal => "asked to end",
+    }
+}
