@@ -7,16 +7,17 @@
 //! without gap, overlap or rest. Nothing is allocated from a number in the file before that
 //! number was compared with the file's length.
 
+mod header;
+mod write;
+
 use std::collections::BTreeMap;
-use std::fmt;
-use std::fs::File;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
+use half::f16;
 use half::slice::HalfFloatSliceExt as _;
-use half::{bf16, f16};
-use serde::Deserialize;
-use serde::de::{MapAccess, Visitor};
+
+use header::{Header, check_entries};
+pub use write::{TensorData, serialize, write};
 
 use crate::error::EngineError;
 use crate::mapped::Bytes;
@@ -24,8 +25,6 @@ use crate::mapped::Bytes;
 /// Longest accepted header. The largest published checkpoints need well under 1 MiB per
 /// shard; the bound keeps a hostile length from becoming an allocation.
 pub const HEADER_BYTES_MAX: u64 = 8 << 20;
-/// Longest accepted shape.
-const RANK_MAX: usize = 8;
 
 /// Number format of a stored tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -286,228 +285,8 @@ impl SafetensorsFile {
     }
 }
 
-/// Compares every entry with its neighbours and with the file's length.
-fn check_entries(
-    file: &Path,
-    raw: BTreeMap<String, RawEntry>,
-    data_start: usize,
-    data_bytes: usize,
-) -> Result<BTreeMap<String, Entry>, EngineError> {
-    let broken = |reason: String| EngineError::SafetensorsHeader {
-        file: file.to_owned(),
-        reason,
-    };
-    let mut ranges = Vec::with_capacity(raw.len());
-    let mut entries = BTreeMap::new();
-    for (name, entry) in raw {
-        let [begin, end] = entry.data_offsets;
-        if begin > end {
-            return Err(broken(format!(
-                "{name} ends at {end} before it begins at {begin}"
-            )));
-        }
-        let expected = entry_bytes(&entry).ok_or_else(|| {
-            broken(format!(
-                "{name}: {} of {:?} has no size",
-                entry.dtype, entry.shape
-            ))
-        })?;
-        if end - begin != expected {
-            return Err(broken(format!(
-                "{name} has {} bytes, its shape {expected}",
-                end - begin
-            )));
-        }
-        ranges.push((begin, end, name.clone()));
-        // Offsets above the file's length are refused below, so these casts lose nothing.
-        let range = (begin as usize, end as usize);
-        let shape = entry.shape.iter().map(|&d| d as usize).collect();
-        entries.insert(
-            name,
-            Entry {
-                dtype: entry.dtype,
-                shape,
-                range,
-            },
-        );
-    }
-    ranges.sort_unstable();
-    let mut position = 0u64;
-    for (begin, end, name) in ranges {
-        if begin != position {
-            return Err(broken(format!(
-                "{name} begins at {begin}, expected {position}"
-            )));
-        }
-        if end > data_bytes as u64 {
-            return Err(EngineError::Truncated {
-                file: file.to_owned(),
-                what: name,
-                needed_bytes: (data_start as u64).saturating_add(end),
-                actual_bytes: (data_start + data_bytes) as u64,
-            });
-        }
-        position = end;
-    }
-    if position != data_bytes as u64 {
-        let rest = data_bytes as u64 - position;
-        return Err(broken(format!(
-            "{rest} bytes after the last tensor belong to none"
-        )));
-    }
-    Ok(entries)
-}
-
-/// Bytes that an entry's shape and type stand for; `None` when unknown or absurd.
-fn entry_bytes(entry: &RawEntry) -> Option<u64> {
-    if entry.shape.len() > RANK_MAX {
-        return None;
-    }
-    let element: u64 = match entry.dtype.as_str() {
-        "F64" | "I64" | "U64" => 8,
-        "F32" | "I32" | "U32" => 4,
-        "F16" | "BF16" | "I16" | "U16" => 2,
-        "BOOL" | "U8" | "I8" | "F8_E4M3" | "F8_E5M2" => 1,
-        _ => return None,
-    };
-    entry
-        .shape
-        .iter()
-        .try_fold(element, |bytes, &dim| bytes.checked_mul(dim))
-}
-
 fn known_dtype(name: &str) -> Option<Dtype> {
     [Dtype::F32, Dtype::F16, Dtype::Bf16]
         .into_iter()
         .find(|dtype| dtype.name() == name)
-}
-
-#[derive(Deserialize)]
-struct RawEntry {
-    dtype: String,
-    shape: Vec<u64>,
-    data_offsets: [u64; 2],
-}
-
-#[derive(Default)]
-struct Header {
-    tensors: BTreeMap<String, RawEntry>,
-    metadata: BTreeMap<String, String>,
-}
-
-impl<'de> Deserialize<'de> for Header {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(HeaderVisitor)
-    }
-}
-
-struct HeaderVisitor;
-
-impl<'de> Visitor<'de> for HeaderVisitor {
-    type Value = Header;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a map of tensors")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Header, A::Error> {
-        let mut header = Header::default();
-        while let Some(name) = map.next_key::<String>()? {
-            if name == "__metadata__" {
-                header.metadata = map.next_value()?;
-            } else if let Some(_earlier) = header.tensors.insert(name.clone(), map.next_value()?) {
-                return Err(serde::de::Error::custom(format!("{name} appears twice")));
-            }
-        }
-        Ok(header)
-    }
-}
-
-/// One tensor to be written.
-#[derive(Debug, Clone)]
-pub struct TensorData<'a> {
-    /// Its name.
-    pub name: String,
-    /// Row-major shape; its product is `data.len()`.
-    pub shape: Vec<usize>,
-    /// Number format to store; values are rounded to nearest even.
-    pub dtype: Dtype,
-    /// The values.
-    pub data: &'a [f32],
-}
-
-/// The bytes of a file with these tensors, in this order. Equal input gives equal bytes.
-pub fn serialize(
-    tensors: &[TensorData<'_>],
-    metadata: &BTreeMap<String, String>,
-) -> Result<Vec<u8>, EngineError> {
-    let mut fields = Vec::with_capacity(tensors.len() + 1);
-    if !metadata.is_empty() {
-        fields.push(format!("\"__metadata__\":{}", serde_json::json!(metadata)));
-    }
-    let mut end = 0usize;
-    for tensor in tensors {
-        if tensor.shape.iter().product::<usize>() != tensor.data.len() {
-            let what = format!(
-                "{} has {} values for shape {:?}",
-                tensor.name,
-                tensor.data.len(),
-                tensor.shape
-            );
-            return Err(EngineError::InvalidArgument { what });
-        }
-        let begin = end;
-        end += tensor.data.len() * tensor.dtype.bytes();
-        let entry = serde_json::json!({
-            "dtype": tensor.dtype.name(), "shape": tensor.shape, "data_offsets": [begin, end],
-        });
-        fields.push(format!("{}:{entry}", serde_json::json!(tensor.name)));
-    }
-    let mut header = format!("{{{}}}", fields.join(","));
-    // The format asks for 8-byte alignment of the data, padded with spaces.
-    header.push_str(&" ".repeat(header.len().next_multiple_of(8) - header.len()));
-    let mut out = Vec::with_capacity(8 + header.len() + end);
-    out.extend_from_slice(&(header.len() as u64).to_le_bytes());
-    out.extend_from_slice(header.as_bytes());
-    for tensor in tensors {
-        append_values(&mut out, tensor);
-    }
-    Ok(out)
-}
-
-/// Writes a file with these tensors: to a neighbour first, then renamed, so that a reader
-/// never meets half a file.
-pub fn write(
-    path: &Path,
-    tensors: &[TensorData<'_>],
-    metadata: &BTreeMap<String, String>,
-) -> Result<(), EngineError> {
-    let bytes = serialize(tensors, metadata)?;
-    let partial = path.with_extension("partial");
-    let io = |source| EngineError::io(path, source);
-    let mut file = File::create(&partial).map_err(io)?;
-    file.write_all(&bytes).map_err(io)?;
-    file.sync_all().map_err(io)?;
-    std::fs::rename(&partial, path).map_err(io)
-}
-
-fn append_values(out: &mut Vec<u8>, tensor: &TensorData<'_>) {
-    match tensor.dtype {
-        Dtype::F32 => tensor
-            .data
-            .iter()
-            .for_each(|v| out.extend_from_slice(&v.to_le_bytes())),
-        Dtype::F16 => {
-            tensor
-                .data
-                .iter()
-                .for_each(|v| out.extend_from_slice(&f16::from_f32(*v).to_le_bytes()));
-        }
-        Dtype::Bf16 => {
-            tensor
-                .data
-                .iter()
-                .for_each(|v| out.extend_from_slice(&bf16::from_f32(*v).to_le_bytes()));
-        }
-    }
 }

@@ -206,6 +206,42 @@ mod tests {
         );
     }
 
+    /// Frozen: rollouts that are recorded today must be drawn again tomorrow. The numbers were
+    /// computed by a separate program.
+    #[test]
+    fn draws_are_pinned() {
+        for (seed, position, expected) in [
+            (0, 0, 0.880_520_197_888_614_2),
+            (1, 0, 0.894_684_716_335_092_4),
+            (0, 1, 0.362_091_115_669_403_44),
+            (0x0123_4567_89ab_cdef, 41, 0.743_360_179_559_599_5),
+            (u64::MAX, (1 << 40) + 5, 0.250_663_994_770_826_1),
+        ] {
+            assert_eq!(uniform(seed, position), expected, "{seed} {position}");
+        }
+        let logits: [f32; 24] =
+            std::array::from_fn(|i| 0.5 * ((i * 7) % 13) as f32 - 0.1 * i as f32);
+        let drawn = |params: SamplingParams| -> Vec<u32> {
+            (0..16)
+                .map(|position| sample(&logits, &params, 2026, position).token)
+                .collect()
+        };
+        let all = SamplingParams::default();
+        assert_eq!(
+            drawn(all),
+            [9, 7, 11, 20, 5, 3, 22, 16, 7, 5, 7, 3, 11, 9, 9, 9]
+        );
+        let warm = SamplingParams {
+            temperature: 0.7,
+            top_k: 5,
+            ..all
+        };
+        assert_eq!(
+            drawn(warm),
+            [9, 9, 11, 11, 5, 5, 11, 11, 7, 5, 7, 5, 11, 9, 9, 9]
+        );
+    }
+
     #[test]
     fn filters_keep_what_they_say() {
         let logits = [0.0f32, 3.0, 1.0, 3.0, 2.0, f32::NAN];

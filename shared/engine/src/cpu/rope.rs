@@ -3,8 +3,9 @@
 
 use std::sync::OnceLock;
 
+use super::gemm::{load_part, store_part};
 use super::ops::NormRowInPlace;
-use super::simd::Isa;
+use super::simd::{Isa, Kernel, LANES, Simd};
 use super::threads::Threads;
 use super::tiles::TileGrid;
 
@@ -71,6 +72,7 @@ pub fn norm_and_rotate(
     let rows = positions.len();
     let width = x.len() / rows.max(1);
     let isa = threads.isa();
+    // Elements below which this stays on one thread, about 4 µs of work.
     let parallel = x.len() >= 8192;
     let mut grid = TileGrid::default();
     grid.push(x, [rows, width], [16, width.max(1)]);
@@ -107,16 +109,14 @@ struct Rotate<'a> {
     sin: &'a [f32],
 }
 
-impl super::simd::Kernel for Rotate<'_> {
+impl Kernel for Rotate<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: super::simd::Simd>(self, s: S) {
-        use super::gemm::{load_part, store_part};
+    fn run<S: Simd>(self, s: S) {
         let (first, second) = self.head.split_at_mut(self.cos.len());
-        let width = super::simd::LANES;
-        let halves = first.chunks_mut(width).zip(second.chunks_mut(width));
-        for ((a, b), (cos, sin)) in halves.zip(self.cos.chunks(width).zip(self.sin.chunks(width))) {
+        let halves = first.chunks_mut(LANES).zip(second.chunks_mut(LANES));
+        for ((a, b), (cos, sin)) in halves.zip(self.cos.chunks(LANES).zip(self.sin.chunks(LANES))) {
             let (va, vb) = (load_part(s, a), load_part(s, b));
             let (cos, sin) = (load_part(s, cos), load_part(s, sin));
             // a cos - b sin and b cos + a sin, one product rounded, one fused.
