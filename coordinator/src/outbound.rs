@@ -5,11 +5,11 @@ use std::sync::Arc;
 use dashmap::DashMap;
 use volley_coordinator_core::SessionId;
 use volley_link::{ControlSender, Session, close_code};
+use volley_protocol::Fault;
 use volley_protocol::client::ClientReply;
 use volley_protocol::codec::{self, Message};
 use volley_protocol::learner::ToLearner;
 use volley_protocol::worker::ToWorker;
-use volley_protocol::Fault;
 use volley_runtime::greeting::{close_with, link_fault};
 
 /// A frame and who gets it.

@@ -83,7 +83,8 @@ impl ProcessProvisioner {
     }
 
     fn spawn(&self, provision: u64) -> Result<Child, Fault> {
-        let name = format!("worker-{provision}");
+        // The upper half of the number is the coordinator's epoch.
+        let name = format!("worker-{}.{}", provision >> 32, provision & 0xffff_ffff);
         let identity = self
             .ca
             .issue(Role::Worker, &name)

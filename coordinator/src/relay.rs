@@ -6,6 +6,7 @@
 //! but which rollouts are there.
 
 mod keeper;
+mod results;
 
 use std::path::Path;
 use std::sync::mpsc;

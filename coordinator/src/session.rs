@@ -213,9 +213,15 @@ impl PeerState {
         if !client || self.forbidden >= FORBIDDEN_MAX {
             return Err(fault);
         }
-        let reply = ClientReply { id: 0, body: ReplyBody::Fault(fault) };
+        let reply = ClientReply {
+            id: 0,
+            body: ReplyBody::Fault(fault),
+        };
         // A peer that does not read its refusals loses nothing but them.
-        let _ = self.peer.control.try_send(FrameKind::ClientReply as u8, &codec::encode(&reply));
+        let _ = self
+            .peer
+            .control
+            .try_send(FrameKind::ClientReply as u8, &codec::encode(&reply));
         Ok(())
     }
 }

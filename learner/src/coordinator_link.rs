@@ -41,13 +41,24 @@ pub(crate) async fn keep(
 
 /// Reads until the session ends; false when the driver is gone.
 async fn serve(open: Open, driver: &ActorRef<DriverMessage>) -> bool {
-    let Open { session, sender, mut receiver, .. } = open;
+    let Open {
+        session,
+        sender,
+        mut receiver,
+        ..
+    } = open;
     let id = next_session();
-    if driver.cast(DriverMessage::CoordinatorUp(id, session.clone(), sender)).is_err() {
+    if driver
+        .cast(DriverMessage::CoordinatorUp(id, session.clone(), sender))
+        .is_err()
+    {
         return false;
     }
     let hear = |message: ToLearner, permit| {
-        let input = Input::Coordinator { session: id, message };
+        let input = Input::Coordinator {
+            session: id,
+            message,
+        };
         driver.cast(DriverMessage::Input(input, permit)).is_ok()
     };
     if conversation::read(&session, &mut receiver, hear).await == ReadEnd::NotHeard {
@@ -55,5 +66,10 @@ async fn serve(open: Open, driver: &ActorRef<DriverMessage>) -> bool {
     }
     let reason = session.closed().await;
     tracing::warn!(?reason, "the session with the coordinator ended");
-    driver.cast(DriverMessage::Input(Input::CoordinatorDown { session: id }, None)).is_ok()
+    driver
+        .cast(DriverMessage::Input(
+            Input::CoordinatorDown { session: id },
+            None,
+        ))
+        .is_ok()
 }

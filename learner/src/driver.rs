@@ -148,10 +148,20 @@ impl DriverState {
 
     /// A batch: the core sees what decisions need; what it keeps is taken from `records`.
     fn take_in(&mut self, myself: &ActorRef<DriverMessage>, delivery: Delivery) {
-        let Delivery { session, first_seq, records } = delivery;
+        let Delivery {
+            session,
+            first_seq,
+            records,
+        } = delivery;
         let arrivals = records.iter().map(|record| record.as_deref().map(arrival));
-        let arrivals = arrivals.map(|arrival| arrival.map_err(Clone::clone)).collect();
-        let input = Input::Arrived { session, first_seq, records: arrivals };
+        let arrivals = arrivals
+            .map(|arrival| arrival.map_err(Clone::clone))
+            .collect();
+        let input = Input::Arrived {
+            session,
+            first_seq,
+            records: arrivals,
+        };
         self.apply_with(myself, input, &records);
     }
 
@@ -181,7 +191,11 @@ impl DriverState {
                     conversation::say(session, sender, &message);
                 }
             }
-            Effect::Intake { number, keep, failed } => {
+            Effect::Intake {
+                number,
+                keep,
+                failed,
+            } => {
                 let mut kept = Vec::with_capacity(keep.len());
                 for keep in keep {
                     if let Some(Ok(trajectory)) = records.get(keep.record) {
@@ -190,10 +204,16 @@ impl DriverState {
                     }
                 }
                 let failed = failed.iter().map(|rollout| rollout.index).collect();
-                self.intake.append(Write { number, failed, kept });
+                self.intake.append(Write {
+                    number,
+                    failed,
+                    kept,
+                });
             }
             Effect::Discard(rollouts) => {
-                rollouts.iter().for_each(|rollout| drop(self.held.remove(rollout)));
+                rollouts
+                    .iter()
+                    .for_each(|rollout| drop(self.held.remove(rollout)));
             }
             Effect::TrimIntake { below } => self.trim_below = below,
             Effect::Delivered { session, upto } => {
@@ -205,7 +225,8 @@ impl DriverState {
             Effect::Checkpoint { step } => {
                 let (intake, below) = (self.intake.clone(), self.trim_below);
                 let durable = Box::new(move || intake.rotate(below));
-                self.trainer.order(TrainerOrder::Checkpoint { step, durable });
+                self.trainer
+                    .order(TrainerOrder::Checkpoint { step, durable });
             }
             Effect::DeleteAdapters(digests) => self.versions.delete(&digests),
             Effect::Exit(state) => self.exit(myself, Ok(state)),
@@ -215,7 +236,12 @@ impl DriverState {
     fn step(&self, batch: Batch) {
         let groups = batch.groups.iter().map(|group| PlayedGroup {
             degraded: group.degraded,
-            members: group.members.iter().filter_map(|r| self.held.get(r)).cloned().collect(),
+            members: group
+                .members
+                .iter()
+                .filter_map(|r| self.held.get(r))
+                .cloned()
+                .collect(),
         });
         let groups = groups.collect();
         self.trainer.order(TrainerOrder::Step { batch, groups });

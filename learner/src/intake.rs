@@ -33,7 +33,9 @@ pub(crate) struct Write {
 enum Order {
     Append(Write),
     /// A checkpoint is on the disk: begin a new file, and drop files whose writes are all below.
-    Rotate { below: u64 },
+    Rotate {
+        below: u64,
+    },
 }
 
 /// Hands writes to the intake's thread.
@@ -51,7 +53,10 @@ impl Intake {
         failed: impl FnOnce(Fault) + Send + 'static,
     ) -> Result<Self, Fault> {
         let (orders, inbox) = mpsc::sync_channel(PENDING_WRITES_MAX);
-        let mut files = Files { directory: directory.to_owned(), current: None };
+        let mut files = Files {
+            directory: directory.to_owned(),
+            current: None,
+        };
         thread::Builder::new()
             .name("intake".into())
             .spawn(move || {
@@ -86,11 +91,7 @@ struct Files {
 }
 
 impl Files {
-    fn serve(
-        &mut self,
-        inbox: &mpsc::Receiver<Order>,
-        synced: &impl Fn(u64),
-    ) -> Result<(), Fault> {
+    fn serve(&mut self, inbox: &mpsc::Receiver<Order>, synced: &impl Fn(u64)) -> Result<(), Fault> {
         while let Ok(first) = inbox.recv() {
             let mut last = None;
             // Whatever queued up while the disk was busy shares the next sync.
@@ -121,7 +122,10 @@ impl Files {
                 (&*path, writer)
             }
         };
-        writer.append(&encode(write)).map(drop).map_err(|error| disk_fault(path, &error))
+        writer
+            .append(&encode(write))
+            .map(drop)
+            .map_err(|error| disk_fault(path, &error))
     }
 
     fn rotate(&mut self, below: u64) -> Result<(), Fault> {
@@ -167,7 +171,9 @@ fn list(directory: &Path) -> Result<Vec<(u64, PathBuf)>, Fault> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(directory).map_err(|error| disk_fault(directory, &error))? {
         let path = entry.map_err(|error| disk_fault(directory, &error))?.path();
-        let number = path.file_stem().and_then(|stem| stem.to_str()?.parse().ok());
+        let number = path
+            .file_stem()
+            .and_then(|stem| stem.to_str()?.parse().ok());
         if let Some(number) = number.filter(|_| path.extension().is_some_and(|e| e == "seg")) {
             files.push((number, path));
         }
@@ -179,17 +185,30 @@ fn list(directory: &Path) -> Result<Vec<(u64, PathBuf)>, Fault> {
 fn encode(write: &Write) -> Vec<u8> {
     let mut bytes = write.number.to_le_bytes().to_vec();
     bytes.extend_from_slice(&(write.failed.len() as u32).to_le_bytes());
-    write.failed.iter().for_each(|index| bytes.extend_from_slice(&index.to_le_bytes()));
-    write.kept.iter().for_each(|trajectory| trajectory.encode_into(&mut bytes));
+    write
+        .failed
+        .iter()
+        .for_each(|index| bytes.extend_from_slice(&index.to_le_bytes()));
+    write
+        .kept
+        .iter()
+        .for_each(|trajectory| trajectory.encode_into(&mut bytes));
     bytes
 }
 
 fn decode(bytes: &[u8]) -> Result<Write, String> {
-    let (number, rest) = bytes.split_first_chunk().ok_or("a write without a number")?;
+    let (number, rest) = bytes
+        .split_first_chunk()
+        .ok_or("a write without a number")?;
     let (failed, mut rest) = rest.split_first_chunk().ok_or("a write without a count")?;
-    let mut write = Write { number: u64::from_le_bytes(*number), ..Write::default() };
+    let mut write = Write {
+        number: u64::from_le_bytes(*number),
+        ..Write::default()
+    };
     for _ in 0..u32::from_le_bytes(*failed) {
-        let (index, tail) = rest.split_first_chunk().ok_or("a write with too few indices")?;
+        let (index, tail) = rest
+            .split_first_chunk()
+            .ok_or("a write with too few indices")?;
         write.failed.push(u64::from_le_bytes(*index));
         rest = tail;
     }
@@ -202,6 +221,9 @@ fn decode(bytes: &[u8]) -> Result<Write, String> {
 }
 
 fn disk_fault(path: &Path, error: &impl std::fmt::Display) -> Fault {
-    Fault::new(ErrorCode::StoreFailed, format!("{}: {error}", path.display()))
-        .with_hint("nothing acknowledged is lost; free the disk and run again with --resume")
+    Fault::new(
+        ErrorCode::StoreFailed,
+        format!("{}: {error}", path.display()),
+    )
+    .with_hint("nothing acknowledged is lost; free the disk and run again with --resume")
 }

@@ -66,15 +66,22 @@ pub async fn run(options: LearnerOptions) -> Result<RunState, Fault> {
     let config = LinkConfig::default();
     let listener = Endpoint::listen(&link, options.listen, &options.identity, config.clone())
         .map_err(|error| link_fault(&error))?;
-    let endpoint = Endpoint::client(&link, &options.identity, config)
-        .map_err(|error| link_fault(&error))?;
+    let endpoint =
+        Endpoint::client(&link, &options.identity, config).map_err(|error| link_fault(&error))?;
 
     let sink_addr = listener.local_addr();
     // Loading and replaying computes; the runtime's threads are for the network.
     let restored = tokio::task::spawn_blocking(move || restore::restore(&directory, sink_addr))
         .await
         .map_err(|error| Fault::new(ErrorCode::Internal, format!("restoring failed: {error}")))??;
-    let Restored { config, state, held, trainer, intake_dir, versions } = restored;
+    let Restored {
+        config,
+        state,
+        held,
+        trainer,
+        intake_dir,
+        versions,
+    } = restored;
     let name = format!("learner {}", config.run.name);
 
     let mailbox = Mailbox::default();
@@ -98,13 +105,23 @@ pub async fn run(options: LearnerOptions) -> Result<RunState, Fault> {
         held,
         on_exit,
     };
-    let (driver, _) = Actor::spawn(None, Driver, arguments).await.map_err(|error| {
-        Fault::new(ErrorCode::Internal, format!("the driver did not start: {error}"))
-    })?;
+    let (driver, _) = Actor::spawn(None, Driver, arguments)
+        .await
+        .map_err(|error| {
+            Fault::new(
+                ErrorCode::Internal,
+                format!("the driver did not start: {error}"),
+            )
+        })?;
     mailbox.open(driver.clone());
 
     let peer = PeerId(rand::random());
-    let hello = Hello { protocol: PROTOCOL_VERSION, peer, name, pid: std::process::id() };
+    let hello = Hello {
+        protocol: PROTOCOL_VERSION,
+        peer,
+        name,
+        pid: std::process::id(),
+    };
     tokio::spawn(sink::accept(listener, peer, versions, driver.clone()));
     let keep = coordinator_link::keep(endpoint.clone(), options.coordinator, hello, driver);
     tokio::spawn(keep);
@@ -115,7 +132,10 @@ pub async fn run(options: LearnerOptions) -> Result<RunState, Fault> {
         }
     });
     let outcome = exited.await.map_err(|_| {
-        Fault::new(ErrorCode::Internal, "the learner's driver ended without a reason")
+        Fault::new(
+            ErrorCode::Internal,
+            "the learner's driver ended without a reason",
+        )
     })?;
     endpoint.close(0, "the learner ends").await;
     outcome
@@ -145,7 +165,9 @@ impl Mailbox {
 
 /// Loads the base model of a run.
 fn load_model(directory: &std::path::Path) -> Result<Arc<Model>, Fault> {
-    Model::load(directory).map(Arc::new).map_err(|error| engine_fault(&error))
+    Model::load(directory)
+        .map(Arc::new)
+        .map_err(|error| engine_fault(&error))
 }
 
 /// Threads of the learner's arithmetic.

@@ -83,7 +83,11 @@ impl StepRecord {
             step: self.step,
             digest: parse_digest(&self.digest)?,
         };
-        Ok(AdapterEntry { version, parent: parse_digest(&self.parent)?, bytes: self.bytes })
+        Ok(AdapterEntry {
+            version,
+            parent: parse_digest(&self.parent)?,
+            bytes: self.bytes,
+        })
     }
 }
 
@@ -117,23 +121,41 @@ impl Records {
         let whole: String = records.iter().map(to_line).collect();
         write_synced(&path, whole.as_bytes())?;
         let metrics_path = directory.join("metrics.jsonl");
-        let metrics: String = records.iter().map(|record| metrics_line(&record.report)).collect();
+        let metrics: String = records
+            .iter()
+            .map(|record| metrics_line(&record.report))
+            .collect();
         write_synced(&metrics_path, metrics.as_bytes())?;
         fs::create_dir_all(directory.join("checkpoints")).map_err(|e| io_fault(directory, &e))?;
         let append = |path: &Path| {
-            File::options().append(true).open(path).map_err(|error| io_fault(path, &error))
+            File::options()
+                .append(true)
+                .open(path)
+                .map_err(|error| io_fault(path, &error))
         };
         let (steps, metrics) = (append(&path)?, append(&metrics_path)?);
-        Ok((Self { directory: directory.to_owned(), steps, metrics }, records))
+        Ok((
+            Self {
+                directory: directory.to_owned(),
+                steps,
+                metrics,
+            },
+            records,
+        ))
     }
 
     /// Makes a step durable: from here on it has happened.
     pub(crate) fn append(&mut self, record: &StepRecord) -> Result<(), Fault> {
         let line = to_line(record);
-        let synced = self.steps.write_all(line.as_bytes()).and_then(|()| self.steps.sync_data());
+        let synced = self
+            .steps
+            .write_all(line.as_bytes())
+            .and_then(|()| self.steps.sync_data());
         synced.map_err(|error| io_fault(&self.directory, &error))?;
         // Rebuilt from the records at the next start, whatever happens to it.
-        let written = self.metrics.write_all(metrics_line(&record.report).as_bytes());
+        let written = self
+            .metrics
+            .write_all(metrics_line(&record.report).as_bytes());
         written.map_err(|error| io_fault(&self.directory, &error))
     }
 
@@ -146,7 +168,10 @@ impl Records {
             state_sha256: Digest::of(state).to_string(),
             state_bytes: state.len() as u64,
         });
-        write_synced(&self.checkpoint_path(step, "json"), manifest.to_string().as_bytes())?;
+        write_synced(
+            &self.checkpoint_path(step, "json"),
+            manifest.to_string().as_bytes(),
+        )?;
         for old in self.checkpoints()?.into_iter().rev().skip(CHECKPOINTS_KEPT) {
             for extension in ["json", "state"] {
                 let path = self.checkpoint_path(old, extension);
@@ -159,7 +184,12 @@ impl Records {
     /// The newest checkpoint that is whole and not newer than `head`. Damaged ones are passed
     /// over, and said to be.
     pub(crate) fn newest_checkpoint(&self, head: u64) -> Result<Option<Checkpoint>, Fault> {
-        for step in self.checkpoints()?.into_iter().rev().filter(|step| *step <= head) {
+        for step in self
+            .checkpoints()?
+            .into_iter()
+            .rev()
+            .filter(|step| *step <= head)
+        {
             match self.read_checkpoint(step) {
                 Ok(state) => return Ok(Some(Checkpoint { step, state })),
                 Err(reason) => tracing::warn!(step, reason, "a damaged checkpoint is passed over"),
@@ -184,8 +214,12 @@ impl Records {
         let directory = self.directory.join("checkpoints");
         let mut steps = Vec::new();
         for entry in fs::read_dir(&directory).map_err(|error| io_fault(&directory, &error))? {
-            let name = entry.map_err(|error| io_fault(&directory, &error))?.file_name();
-            let step = name.to_str().and_then(|n| n.strip_prefix("step-")?.strip_suffix(".json"));
+            let name = entry
+                .map_err(|error| io_fault(&directory, &error))?
+                .file_name();
+            let step = name
+                .to_str()
+                .and_then(|n| n.strip_prefix("step-")?.strip_suffix(".json"));
             steps.extend(step.and_then(|step| step.parse::<u64>().ok()));
         }
         steps.sort_unstable();
@@ -193,7 +227,9 @@ impl Records {
     }
 
     fn checkpoint_path(&self, step: u64, extension: &str) -> PathBuf {
-        self.directory.join("checkpoints").join(format!("step-{step:06}.{extension}"))
+        self.directory
+            .join("checkpoints")
+            .join(format!("step-{step:06}.{extension}"))
     }
 }
 
@@ -224,9 +260,8 @@ fn read_records(path: &Path) -> Result<Vec<StepRecord>, Fault> {
 
 /// Invariant 8: versions form one chain by parent digest.
 fn check_link(path: &Path, last: Option<&StepRecord>, record: &StepRecord) -> Result<(), Fault> {
-    let links = last.is_none_or(|last| {
-        last.digest == record.parent && last.step + 1 == record.step
-    });
+    let links =
+        last.is_none_or(|last| last.digest == record.parent && last.step + 1 == record.step);
     if links {
         return Ok(());
     }
@@ -243,7 +278,12 @@ fn to_line(record: &StepRecord) -> String {
 }
 
 fn parse_digest(hex: &str) -> Result<Digest, Fault> {
-    let bad = || Fault::new(ErrorCode::CheckpointInvalid, format!("`{hex}` is no digest"));
+    let bad = || {
+        Fault::new(
+            ErrorCode::CheckpointInvalid,
+            format!("`{hex}` is no digest"),
+        )
+    };
     let mut digest = Digest::default();
     if hex.len() != 64 || !hex.is_ascii() {
         return Err(bad());
@@ -260,11 +300,17 @@ fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), Fault> {
     let written = File::create(&fresh)
         .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
         .and_then(|()| fs::rename(&fresh, path))
-        .and_then(|()| path.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all()));
+        .and_then(|()| {
+            path.parent()
+                .map_or(Ok(()), |parent| File::open(parent)?.sync_all())
+        });
     written.map_err(|error| io_fault(path, &error))
 }
 
 fn io_fault(path: &Path, error: &std::io::Error) -> Fault {
-    Fault::new(ErrorCode::StoreFailed, format!("{}: {error}", path.display()))
-        .with_hint("free the disk and run again with --resume")
+    Fault::new(
+        ErrorCode::StoreFailed,
+        format!("{}: {error}", path.display()),
+    )
+    .with_hint("free the disk and run again with --resume")
 }

@@ -51,7 +51,10 @@ pub(crate) fn restore(directory: &RunDir, sink_addr: SocketAddr) -> Result<Resto
     let job = job(&recipe, run);
     let intake_dir = directory.intake();
     std::fs::create_dir_all(&intake_dir).map_err(|error| {
-        Fault::new(ErrorCode::IoFailed, format!("{}: {error}", intake_dir.display()))
+        Fault::new(
+            ErrorCode::IoFailed,
+            format!("{}: {error}", intake_dir.display()),
+        )
     })?;
 
     let (records, steps) = Records::open(directory.path())?;
@@ -60,15 +63,20 @@ pub(crate) fn restore(directory: &RunDir, sink_addr: SocketAddr) -> Result<Resto
     for trajectory in writes.iter().flat_map(|write| &write.kept) {
         let index = trajectory.header.attempt.rollout.index;
         // The first accepted result is the one that counts.
-        played.entry(index).or_insert_with(|| Arc::clone(trajectory));
+        played
+            .entry(index)
+            .or_insert_with(|| Arc::clone(trajectory));
     }
 
     let initial = Adapter::init(model.config(), &lora(&recipe), recipe.train.seed)
         .map_err(|error| engine_fault(&error))?;
     let root = root_entry(run, &initial);
-    let trainer =
-        Trainer::new(Arc::clone(&model), initial, threads(recipe.learner.threads as usize))
-            .map_err(|error| engine_fault(&error))?;
+    let trainer = Trainer::new(
+        Arc::clone(&model),
+        initial,
+        threads(recipe.learner.threads as usize),
+    )
+    .map_err(|error| engine_fault(&error))?;
     let mut thread = TrainerThread {
         trainer,
         settings: settings(&recipe),
@@ -76,7 +84,9 @@ pub(crate) fn restore(directory: &RunDir, sink_addr: SocketAddr) -> Result<Resto
         versions: Versions::open(&directory.adapters(), &known(&steps, &root, run)?)?,
         transcripts: directory.transcripts(),
         base_model: recipe.model.display().to_string(),
-        trained_ms_before: steps.last().map_or(0, |record| record.report.train_ms_total),
+        trained_ms_before: steps
+            .last()
+            .map_or(0, |record| record.report.train_ms_total),
         records,
     };
     catch_up(&mut thread, root, run, &steps, &played)?;
@@ -85,9 +95,18 @@ pub(crate) fn restore(directory: &RunDir, sink_addr: SocketAddr) -> Result<Resto
     let state = core_state(&config, run, root, &steps, &writes, &thread.versions)?;
     let pending: BTreeSet<RolloutId> = state.pending.iter().map(|a| a.attempt.rollout).collect();
     let held = played.into_values().map(|t| (t.header.attempt.rollout, t));
-    let held = held.filter(|(rollout, _)| pending.contains(rollout)).collect();
+    let held = held
+        .filter(|(rollout, _)| pending.contains(rollout))
+        .collect();
     let versions = thread.versions.clone();
-    Ok(Restored { config, state, held, trainer: thread, intake_dir, versions })
+    Ok(Restored {
+        config,
+        state,
+        held,
+        trainer: thread,
+        intake_dir,
+        versions,
+    })
 }
 
 /// Brings the trainer to the newest recorded step: checkpoint, then replay.
@@ -101,14 +120,23 @@ fn catch_up(
     let head = steps.last().map_or(0, |record| record.step);
     let mut at = 0;
     if let Some(checkpoint) = thread.records.newest_checkpoint(head)? {
-        thread.trainer.restore_state(&checkpoint.state).map_err(|error| engine_fault(&error))?;
+        thread
+            .trainer
+            .restore_state(&checkpoint.state)
+            .map_err(|error| engine_fault(&error))?;
         at = checkpoint.step;
     }
     if at == 0 && thread.versions.size(0).is_none() {
         let adapter = thread.trainer.published();
-        thread.versions.add(0, &adapter, adapter.to_bytes(), &thread.base_model)?;
+        thread
+            .versions
+            .add(0, &adapter, adapter.to_bytes(), &thread.base_model)?;
     }
-    for (place, record) in steps.iter().enumerate().filter(|(_, record)| record.step > at) {
+    for (place, record) in steps
+        .iter()
+        .enumerate()
+        .filter(|(_, record)| record.step > at)
+    {
         tracing::info!(step = record.step, "replaying");
         let parent = match place.checked_sub(1) {
             Some(before) => steps[before].entry(run)?.version,
@@ -130,10 +158,12 @@ fn replay(
     for group in &record.groups {
         let members = group.members.iter().map(|index| played.get(index).cloned());
         let members: Option<Vec<_>> = members.collect();
-        let members = members.ok_or_else(|| {
-            damaged(record, "the intake no longer has all of its trajectories")
-        })?;
-        groups.push(PlayedGroup { degraded: group.degraded, members });
+        let members = members
+            .ok_or_else(|| damaged(record, "the intake no longer has all of its trajectories"))?;
+        groups.push(PlayedGroup {
+            degraded: group.degraded,
+            members,
+        });
     }
     thread.settings.adam.lr = thread.train.learning_rate_at(record.step);
     let stepped = step::make(&mut thread.trainer, &thread.settings, parent, &groups)?;
@@ -142,7 +172,9 @@ fn replay(
     }
     if thread.versions.size(record.step).is_none() {
         let base_model = thread.base_model.clone();
-        thread.versions.add(record.step, &stepped.adapter, stepped.bytes, &base_model)?;
+        thread
+            .versions
+            .add(record.step, &stepped.adapter, stepped.bytes, &base_model)?;
     }
     Ok(())
 }
@@ -157,7 +189,12 @@ fn damaged(record: &StepRecord, why: &str) -> Fault {
 fn root_entry(run: RunId, initial: &Adapter) -> AdapterEntry {
     let bytes = initial.to_bytes();
     AdapterEntry {
-        version: AdapterVersion { run, lineage: 0, step: 0, digest: Digest::of(&bytes) },
+        version: AdapterVersion {
+            run,
+            lineage: 0,
+            step: 0,
+            digest: Digest::of(&bytes),
+        },
         parent: Digest::default(),
         bytes: bytes.len() as u64,
     }
@@ -188,9 +225,11 @@ fn core_state(
     for record in steps {
         entries.push(record.entry(run)?);
         let groups = record.groups.iter().map(|group| group.group);
-        groups.chain(record.dropped.iter().copied()).for_each(|group| {
-            state.closed.insert(group);
-        });
+        groups
+            .chain(record.dropped.iter().copied())
+            .for_each(|group| {
+                state.closed.insert(group);
+            });
         record.failed.iter().for_each(|index| {
             state.failed.insert(*index);
         });
@@ -211,7 +250,9 @@ fn core_state(
         }
     }
     state.intake_next = writes.last().map_or(1, |write| write.number + 1);
-    state.intake_first = writes.first().map_or(state.intake_next, |write| write.number);
+    state.intake_first = writes
+        .first()
+        .map_or(state.intake_next, |write| write.number);
     Ok(state)
 }
 
@@ -232,9 +273,9 @@ fn config(recipe: &Recipe, run: RunId, job: JobSpec, base: Digest, sink: SocketA
         groups_per_step: u64::from(train.groups_per_step),
         schedule: match train.schedule {
             recipe::Schedule::Sync => Schedule::Sync,
-            recipe::Schedule::Async => {
-                Schedule::Async { max_staleness: u64::from(train.max_staleness) }
-            }
+            recipe::Schedule::Async => Schedule::Async {
+                max_staleness: u64::from(train.max_staleness),
+            },
         },
         // Two are the fewest that can be compared.
         min_group_size: 2.min(train.group_size),
@@ -278,7 +319,9 @@ fn lora(recipe: &Recipe) -> LoraConfig {
         rank: lora.rank as usize,
         alpha: lora.alpha as f32,
         rslora: lora.rslora,
-        targets: names.filter_map(|n| volley_engine::adapter::Target::from_name(&n)).collect(),
+        targets: names
+            .filter_map(|n| volley_engine::adapter::Target::from_name(&n))
+            .collect(),
     }
 }
 
@@ -289,9 +332,17 @@ fn settings(recipe: &Recipe) -> StepSettings {
     StepSettings {
         loss: match train.loss {
             LossName::ImportanceSampling => Loss::ImportanceSampling,
-            LossName::Ppo => Loss::Ppo { clip_low_threshold, clip_high_threshold },
-            LossName::Cispo => Loss::Cispo { clip_low_threshold, clip_high_threshold },
-            LossName::Dro => Loss::Dro { beta: train.dro_beta() as f32 },
+            LossName::Ppo => Loss::Ppo {
+                clip_low_threshold,
+                clip_high_threshold,
+            },
+            LossName::Cispo => Loss::Cispo {
+                clip_low_threshold,
+                clip_high_threshold,
+            },
+            LossName::Dro => Loss::Dro {
+                beta: train.dro_beta() as f32,
+            },
         },
         estimator: match train.advantage {
             Advantage::Grpo => Estimator::Grpo { eps: STD_EPS },

@@ -56,7 +56,10 @@ async fn serve(
     hear(&mut connected).await?;
     let role = connected.session.peer_role();
     if !matches!(role, Role::Worker | Role::Client) {
-        let fault = Fault::new(ErrorCode::Forbidden, format!("a {role} has no business here"));
+        let fault = Fault::new(
+            ErrorCode::Forbidden,
+            format!("a {role} has no business here"),
+        );
         close_with(&connected.session, &fault);
         return Err(fault);
     }
@@ -64,7 +67,11 @@ async fn serve(
     // A learner has no epoch of its own.
     welcome(&connected, &cluster, Epoch(0), peer).await?;
 
-    let Connected { session, sender, mut receiver } = connected;
+    let Connected {
+        session,
+        sender,
+        mut receiver,
+    } = connected;
     let id = next_session();
     let bulk = (role == Role::Worker).then(|| {
         // The driver outlives its sessions, but for the moment of leaving.
@@ -99,17 +106,28 @@ async fn receive(session: Session, id: SessionId, driver: ActorRef<DriverMessage
     let at_once = Arc::new(Semaphore::new(BULK_STREAMS_AT_ONCE));
     while let Ok(stream) = session.accept_bulk().await {
         // The semaphore is never closed, so a permit always comes.
-        let Ok(permit) = Arc::clone(&at_once).acquire_owned().await else { return };
+        let Ok(permit) = Arc::clone(&at_once).acquire_owned().await else {
+            return;
+        };
         let (session, driver) = (session.clone(), driver.clone());
         tokio::spawn(async move {
-            let Ok(bytes) = stream.read_to_end(TRAJECTORY_BATCH_BYTES_MAX).await else { return };
+            let Ok(bytes) = stream.read_to_end(TRAJECTORY_BATCH_BYTES_MAX).await else {
+                return;
+            };
             match decode(&bytes) {
                 Ok((first_seq, records)) => {
-                    let delivery = Delivery { session: id, first_seq, records };
+                    let delivery = Delivery {
+                        session: id,
+                        first_seq,
+                        records,
+                    };
                     let _ = driver.cast(DriverMessage::Arrived(delivery, permit));
                 }
                 Err(error) => {
-                    close_with(&session, &Fault::new(ErrorCode::DecodeError, error.to_string()));
+                    close_with(
+                        &session,
+                        &Fault::new(ErrorCode::DecodeError, error.to_string()),
+                    );
                 }
             }
         });
@@ -120,7 +138,10 @@ type Records = Vec<Result<Arc<trajectory::Trajectory>, String>>;
 
 fn decode(bytes: &[u8]) -> Result<(u64, Records), CodecError> {
     let batch = trajectory::decode_batch(bytes)?;
-    let records = batch.records.into_iter().map(|(trajectory, _)| usable(trajectory));
+    let records = batch
+        .records
+        .into_iter()
+        .map(|(trajectory, _)| usable(trajectory));
     Ok((batch.first_seq, records.collect()))
 }
 
@@ -136,7 +157,11 @@ fn usable(trajectory: trajectory::Trajectory) -> Result<Arc<trajectory::Trajecto
     if sampled.clone().any(|(sampled, _)| *sampled > 1) {
         return Err("its mask has values other than 0 and 1".into());
     }
-    if trajectory.logprobs.iter().any(|logprob| !logprob.is_finite() || *logprob > 0.0) {
+    if trajectory
+        .logprobs
+        .iter()
+        .any(|logprob| !logprob.is_finite() || *logprob > 0.0)
+    {
         return Err("a log-probability is not finite or above 0".into());
     }
     Ok(Arc::new(trajectory))

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use volley_engine::adapter::Adapter;
-use volley_engine::train::{AdamParams, Datum, Estimator, Loss, StepOutput, Trainer, group_advantages};
+use volley_engine::train::{
+    AdamParams, Datum, Estimator, Loss, StepOutput, Trainer, group_advantages,
+};
 use volley_protocol::fault::{ErrorCode, Fault};
 use volley_protocol::run::StepReport;
 use volley_protocol::{AdapterVersion, Digest, Trajectory};
@@ -54,7 +56,11 @@ pub(crate) fn make(
     let forward = if data.is_empty() {
         None
     } else {
-        Some(trainer.forward_backward(&data, &settings.loss).map_err(|e| engine_fault(&e))?)
+        Some(
+            trainer
+                .forward_backward(&data, &settings.loss)
+                .map_err(|e| engine_fault(&e))?,
+        )
     };
     if let Some(output) = &forward {
         check_mismatch(settings, parent, &played, output, &mut report)?;
@@ -62,26 +68,41 @@ pub(crate) fn make(
     }
     report.forward_backward_ms = began.elapsed().as_millis() as u64;
     if forward.is_some() {
-        let update = trainer.optim_step(&settings.adam).map_err(|error| engine_fault(&error))?;
+        let update = trainer
+            .optim_step(&settings.adam)
+            .map_err(|error| engine_fault(&error))?;
         report.grad_norm = update.grad_norm;
     }
     report.learning_rate = settings.adam.lr;
     let adapter = trainer.published();
-    adapter.check_finite().map_err(|error| engine_fault(&error))?;
+    adapter
+        .check_finite()
+        .map_err(|error| engine_fault(&error))?;
     let bytes = adapter.to_bytes();
     let digest = Digest::of(&bytes);
     report.digest = digest;
-    Ok(Stepped { adapter, bytes, digest, report })
+    Ok(Stepped {
+        adapter,
+        bytes,
+        digest,
+        report,
+    })
 }
 
 /// Figures of the batch that need no model.
 fn describe(parent: AdapterVersion, groups: &[PlayedGroup]) -> StepReport {
-    let all: Vec<&Trajectory> = groups.iter().flat_map(|g| &g.members).map(Arc::as_ref).collect();
+    let all: Vec<&Trajectory> = groups
+        .iter()
+        .flat_map(|g| &g.members)
+        .map(Arc::as_ref)
+        .collect();
     let n = all.len().max(1) as f64;
     let rewards = || all.iter().map(|t| t.header.reward);
     let mean = rewards().sum::<f64>() / n;
     let staleness = |t: &&Trajectory| {
-        t.header.version.map_or(parent.step, |version| parent.step.saturating_sub(version.step))
+        t.header.version.map_or(parent.step, |version| {
+            parent.step.saturating_sub(version.step)
+        })
     };
     let mut report = StepReport {
         step: parent.step + 1,
@@ -118,24 +139,45 @@ fn data<'a>(
 ) -> (Vec<Datum>, Vec<&'a Trajectory>) {
     let mut chosen: Vec<(&Trajectory, f32)> = Vec::new();
     for group in groups {
-        let rewards: Vec<f32> = group.members.iter().map(|t| t.header.reward as f32).collect();
+        let rewards: Vec<f32> = group
+            .members
+            .iter()
+            .map(|t| t.header.reward as f32)
+            .collect();
         let advantages = group_advantages(&rewards, settings.estimator);
         if advantages.zero_variance {
             report.groups_zero_variance += 1;
         } else {
-            chosen.extend(group.members.iter().map(Arc::as_ref).zip(advantages.advantages));
+            chosen.extend(
+                group
+                    .members
+                    .iter()
+                    .map(Arc::as_ref)
+                    .zip(advantages.advantages),
+            );
         }
     }
-    let tokens: u64 = chosen.iter().map(|(trajectory, _)| sampled_tokens(trajectory)).sum();
+    let tokens: u64 = chosen
+        .iter()
+        .map(|(trajectory, _)| sampled_tokens(trajectory))
+        .sum();
     let scale = 1.0 / tokens.max(1) as f32;
     report.tokens_trained = chosen.iter().map(|(t, _)| t.tokens.len() as u64).sum();
-    let data = chosen.iter().map(|(trajectory, advantage)| datum(trajectory, advantage * scale));
-    (data.collect(), chosen.iter().map(|(trajectory, _)| *trajectory).collect())
+    let data = chosen
+        .iter()
+        .map(|(trajectory, advantage)| datum(trajectory, advantage * scale));
+    (
+        data.collect(),
+        chosen.iter().map(|(trajectory, _)| *trajectory).collect(),
+    )
 }
 
 /// Entry `t` of the arrays belongs to token `t + 1`: what the forward at `t` predicts.
 fn datum(trajectory: &Trajectory, advantage: f32) -> Datum {
-    let weights: Vec<f32> = trajectory.sampled[1..].iter().map(|s| f32::from(*s)).collect();
+    let weights: Vec<f32> = trajectory.sampled[1..]
+        .iter()
+        .map(|s| f32::from(*s))
+        .collect();
     Datum {
         tokens: trajectory.tokens.clone(),
         sampled_logprobs: trajectory.logprobs[1..].to_vec(),
@@ -171,7 +213,9 @@ fn check_mismatch(
             }
         }
     }
-    let Some((gap, trajectory, at)) = worst else { return Ok(()) };
+    let Some((gap, trajectory, at)) = worst else {
+        return Ok(());
+    };
     report.mismatch_max = f64::from(gap);
     let message = format!(
         "sampler and learner differ by {gap:e} on token {at} of rollout {} ({:?}, {})",
@@ -188,5 +232,9 @@ fn summarise(output: &StepOutput, report: &mut StepReport) {
 }
 
 fn sampled_tokens(trajectory: &Trajectory) -> u64 {
-    trajectory.sampled.iter().map(|sampled| u64::from(*sampled)).sum()
+    trajectory
+        .sampled
+        .iter()
+        .map(|sampled| u64::from(*sampled))
+        .sum()
 }

@@ -8,10 +8,10 @@ use std::time::Instant;
 
 use volley_engine::train::Trainer;
 use volley_learner_core::{Batch, Input};
+use volley_protocol::AdapterVersion;
 use volley_protocol::adapter::AdapterEntry;
 use volley_protocol::fault::{ErrorCode, Fault};
 use volley_protocol::run::StepReport;
-use volley_protocol::AdapterVersion;
 use volley_runtime::recipe::Train;
 
 use crate::records::{Records, StepRecord};
@@ -95,7 +95,10 @@ impl TrainerThread {
 
     fn step(&mut self, began: Instant, batch: &Batch, groups: &[PlayedGroup]) -> Input {
         match self.try_step(began, batch, groups) {
-            Ok((report, entry)) => Input::StepDone { report: Box::new(report), entry },
+            Ok((report, entry)) => Input::StepDone {
+                report: Box::new(report),
+                entry,
+            },
             Err(fault) => {
                 tracing::error!(step = batch.step, %fault, "the step was abandoned");
                 Input::StepFailed { fault }
@@ -113,26 +116,43 @@ impl TrainerThread {
         let stepped = step::make(&mut self.trainer, &self.settings, batch.parent, groups)?;
         let publishing = Instant::now();
         let entry = AdapterEntry {
-            version: AdapterVersion { step: batch.step, digest: stepped.digest, ..batch.parent },
+            version: AdapterVersion {
+                step: batch.step,
+                digest: stepped.digest,
+                ..batch.parent
+            },
             parent: batch.parent.digest,
             bytes: stepped.bytes.len() as u64,
         };
-        self.versions.add(batch.step, &stepped.adapter, stepped.bytes, &self.base_model)?;
+        self.versions.add(
+            batch.step,
+            &stepped.adapter,
+            stepped.bytes,
+            &self.base_model,
+        )?;
         self.show_samples(batch.step, groups)?;
         let mut report = stepped.report;
         report.wait_ms = batch.wait_ms;
         report.publish_ms = publishing.elapsed().as_millis() as u64;
         report.train_ms_total = self.trained_ms_before + began.elapsed().as_millis() as u64;
         // The last thing: what is not recorded has not happened.
-        self.records.append(&StepRecord::new(batch, entry, &report))?;
+        self.records
+            .append(&StepRecord::new(batch, entry, &report))?;
         Ok((report, entry))
     }
 
     fn show_samples(&self, step: u64, groups: &[PlayedGroup]) -> Result<(), Fault> {
-        let all: Vec<_> = groups.iter().flat_map(|g| &g.members).map(AsRef::as_ref).collect();
+        let all: Vec<_> = groups
+            .iter()
+            .flat_map(|g| &g.members)
+            .map(AsRef::as_ref)
+            .collect();
         let path = self.transcripts.join(format!("step-{step:06}.md"));
         std::fs::write(&path, transcripts::page(step, &all)).map_err(|error| {
-            Fault::new(ErrorCode::StoreFailed, format!("{}: {error}", path.display()))
+            Fault::new(
+                ErrorCode::StoreFailed,
+                format!("{}: {error}", path.display()),
+            )
         })
     }
 

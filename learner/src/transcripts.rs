@@ -32,7 +32,11 @@ pub(crate) fn page(step: u64, trajectories: &[&Trajectory]) -> String {
 
 fn describe(text: &mut String, title: &str, trajectory: &Trajectory) {
     let header = &trajectory.header;
-    let sampled = trajectory.sampled.iter().filter(|sampled| **sampled == 1).count();
+    let sampled = trajectory
+        .sampled
+        .iter()
+        .filter(|sampled| **sampled == 1)
+        .count();
     // Writing into a String cannot fail.
     let _ = writeln!(
         text,
@@ -43,8 +47,11 @@ fn describe(text: &mut String, title: &str, trajectory: &Trajectory) {
         header.turns,
         if header.truncated { " · cut off" } else { "" },
     );
-    let metrics: Vec<_> =
-        header.metrics.iter().map(|(name, value)| format!("{name} {value:.3}")).collect();
+    let metrics: Vec<_> = header
+        .metrics
+        .iter()
+        .map(|(name, value)| format!("{name} {value:.3}"))
+        .collect();
     if !metrics.is_empty() {
         let _ = writeln!(text, "\n{}", metrics.join(" · "));
     }
@@ -56,5 +63,8 @@ fn describe(text: &mut String, title: &str, trajectory: &Trajectory) {
 
 /// A block quote that no text can break out of.
 fn quote(text: &str) -> String {
-    text.lines().map(|line| format!("> {line}")).collect::<Vec<_>>().join("\n")
+    text.lines()
+        .map(|line| format!("> {line}"))
+        .collect::<Vec<_>>()
+        .join("\n")
 }

@@ -48,14 +48,25 @@ impl Versions {
         fs::create_dir_all(directory).map_err(|error| io_fault(directory, &error))?;
         for entry in fs::read_dir(directory).map_err(|error| io_fault(directory, &error))? {
             let path = entry.map_err(|error| io_fault(directory, &error))?.path();
-            if !known.iter().any(|(step, _)| path == step_directory(directory, *step)) {
+            if !known
+                .iter()
+                .any(|(step, _)| path == step_directory(directory, *step))
+            {
                 fs::remove_dir_all(&path).map_err(|error| io_fault(&path, &error))?;
             }
         }
-        let steps = known.iter().filter(|(step, _)| step_directory(directory, *step).exists());
+        let steps = known
+            .iter()
+            .filter(|(step, _)| step_directory(directory, *step).exists());
         let steps = steps.map(|(step, digest)| (*digest, *step)).collect();
-        let state = Mutex::new(State { steps, recent: VecDeque::new() });
-        Ok(Self(Arc::new(Inner { directory: directory.to_owned(), state })))
+        let state = Mutex::new(State {
+            steps,
+            recent: VecDeque::new(),
+        });
+        Ok(Self(Arc::new(Inner {
+            directory: directory.to_owned(),
+            state,
+        })))
     }
 
     /// Makes a version durable. Its directory appears whole or not at all.
@@ -73,17 +84,23 @@ impl Versions {
         if fresh.exists() {
             fs::remove_dir_all(&fresh).map_err(io)?;
         }
-        adapter.save_peft(&fresh, base_model).map_err(|error| engine_fault(&error))?;
+        adapter
+            .save_peft(&fresh, base_model)
+            .map_err(|error| engine_fault(&error))?;
         fs::write(fresh.join(WEIGHTS), &bytes).map_err(io)?;
         for file in fs::read_dir(&fresh).map_err(io)? {
-            File::open(file.map_err(io)?.path()).and_then(|file| file.sync_all()).map_err(io)?;
+            File::open(file.map_err(io)?.path())
+                .and_then(|file| file.sync_all())
+                .map_err(io)?;
         }
         if directory.exists() {
             // A replay writes what was there already.
             fs::remove_dir_all(&directory).map_err(io)?;
         }
         fs::rename(&fresh, &directory).map_err(io)?;
-        File::open(&self.0.directory).and_then(|directory| directory.sync_all()).map_err(io)?;
+        File::open(&self.0.directory)
+            .and_then(|directory| directory.sync_all())
+            .map_err(io)?;
 
         let mut state = self.lock();
         state.steps.insert(digest, step);
@@ -104,7 +121,10 @@ impl Versions {
             *state.steps.get(&digest)?
         };
         let path = step_directory(&self.0.directory, step).join(WEIGHTS);
-        let read = tokio::task::spawn_blocking(move || fs::read(path)).await.ok()?.ok()?;
+        let read = tokio::task::spawn_blocking(move || fs::read(path))
+            .await
+            .ok()?
+            .ok()?;
         (Digest::of(&read) == digest).then(|| Arc::new(read))
     }
 
@@ -139,5 +159,8 @@ fn step_directory(directory: &Path, step: u64) -> PathBuf {
 }
 
 fn io_fault(path: &Path, error: &std::io::Error) -> Fault {
-    Fault::new(ErrorCode::StoreFailed, format!("{}: {error}", path.display()))
+    Fault::new(
+        ErrorCode::StoreFailed,
+        format!("{}: {error}", path.display()),
+    )
 }

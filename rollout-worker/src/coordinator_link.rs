@@ -42,16 +42,34 @@ pub(crate) async fn keep(
 
 /// Reads until the session ends; false when the driver is gone.
 async fn serve(open: Open, driver: &ActorRef<DriverMessage>) -> bool {
-    let Open { session, sender, mut receiver, greeted } = open;
+    let Open {
+        session,
+        sender,
+        mut receiver,
+        greeted,
+    } = open;
     let id = next_session();
-    let line = Line { id, control: sender, session: session.clone() };
-    let input = Input::CoordinatorUp { session: id, epoch: greeted.epoch };
+    let line = Line {
+        id,
+        control: sender,
+        session: session.clone(),
+    };
+    let input = Input::CoordinatorUp {
+        session: id,
+        epoch: greeted.epoch,
+    };
     let peer = PeerKey::Coordinator;
-    if driver.cast(DriverMessage::Connected { peer, input, line }).is_err() {
+    if driver
+        .cast(DriverMessage::Connected { peer, input, line })
+        .is_err()
+    {
         return false;
     }
     let hear = |message: ToWorker, permit| {
-        let input = Input::Coordinator { session: id, message: Box::new(message) };
+        let input = Input::Coordinator {
+            session: id,
+            message: Box::new(message),
+        };
         driver.cast(DriverMessage::Input(input, permit)).is_ok()
     };
     if conversation::read(&session, &mut receiver, hear).await == ReadEnd::NotHeard {
@@ -59,5 +77,10 @@ async fn serve(open: Open, driver: &ActorRef<DriverMessage>) -> bool {
     }
     let reason = session.closed().await;
     tracing::warn!(?reason, "the session with the coordinator ended");
-    driver.cast(DriverMessage::Input(Input::CoordinatorDown { session: id }, None)).is_ok()
+    driver
+        .cast(DriverMessage::Input(
+            Input::CoordinatorDown { session: id },
+            None,
+        ))
+        .is_ok()
 }

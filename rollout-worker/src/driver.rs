@@ -28,7 +28,11 @@ const TICK: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub(crate) enum DriverMessage {
     /// A session is open; what it needs to be spoken to.
-    Connected { peer: PeerKey, input: Input, line: Line },
+    Connected {
+        peer: PeerKey,
+        input: Input,
+        line: Line,
+    },
     /// Something for the core. The permit bounds what one session may have in this mailbox.
     Input(Input, Option<OwnedSemaphorePermit>),
     /// A dial to a learner failed.
@@ -138,7 +142,9 @@ impl Actor for Driver {
             }
             DriverMessage::AdapterBytes { digest, bytes } => {
                 if let Some(version) = state.fetching.remove(&digest) {
-                    state.policy.tell(PolicyCommand::AddAdapter { version, bytes });
+                    state
+                        .policy
+                        .tell(PolicyCommand::AddAdapter { version, bytes });
                 }
             }
             DriverMessage::Policy(event) => state.hear_policy(&myself, event),
@@ -193,9 +199,10 @@ impl DriverState {
                 retryable: fault.retryable,
             },
             PolicyEvent::AdapterReady(version) => Input::AdapterReady { version },
-            PolicyEvent::AdapterFailed { version, fault } => {
-                Input::AdapterFailed { digest: version.digest, fault }
-            }
+            PolicyEvent::AdapterFailed { version, fault } => Input::AdapterFailed {
+                digest: version.digest,
+                fault,
+            },
         };
         self.apply(myself, input);
     }
@@ -207,10 +214,16 @@ impl DriverState {
                 self.policy.tell(PolicyCommand::Start { lease, spec });
             }
             Effect::CancelEpisode { attempt } => self.policy.tell(PolicyCommand::Cancel(attempt)),
-            Effect::FetchAdapter { version, source, session } => {
+            Effect::FetchAdapter {
+                version,
+                source,
+                session,
+            } => {
                 self.fetching.insert(version.digest, version);
                 if let Some(line) = self.line(PeerKey::Learner(source), session) {
-                    line.say(&ToSink::Fetch { digest: version.digest });
+                    line.say(&ToSink::Fetch {
+                        digest: version.digest,
+                    });
                 }
             }
             Effect::DropAdapters(digests) => {
@@ -227,14 +240,22 @@ impl DriverState {
                     task.abort();
                 }
                 if let Some(line) = self.lines.remove(&PeerKey::Learner(addr)) {
-                    line.session.close(close_code::NORMAL, "nothing left to say");
+                    line.session
+                        .close(close_code::NORMAL, "nothing left to say");
                 }
             }
-            Effect::Deliver { sink, session, first_seq, attempts } => {
+            Effect::Deliver {
+                sink,
+                session,
+                first_seq,
+                attempts,
+            } => {
                 self.deliver(sink, session, first_seq, &attempts);
             }
             Effect::Free { attempts } => {
-                attempts.iter().for_each(|attempt| drop(self.records.remove(attempt)));
+                attempts
+                    .iter()
+                    .for_each(|attempt| drop(self.records.remove(attempt)));
             }
             Effect::Exit { reason } => self.exit(myself, reason),
         }
@@ -268,10 +289,22 @@ impl DriverState {
             SinkAddr::Relay => PeerKey::Coordinator,
             SinkAddr::Learner(addr) => PeerKey::Learner(addr),
         };
-        let Some(line) = self.line(peer, session) else { return };
-        let records: Vec<_> = attempts.iter().filter_map(|a| self.records.get(a)).collect();
-        debug_assert_eq!(records.len(), attempts.len(), "undelivered records are held");
-        let records: Vec<&[u8]> = records.into_iter().map(|record| record.as_slice()).collect();
+        let Some(line) = self.line(peer, session) else {
+            return;
+        };
+        let records: Vec<_> = attempts
+            .iter()
+            .filter_map(|a| self.records.get(a))
+            .collect();
+        debug_assert_eq!(
+            records.len(),
+            attempts.len(),
+            "undelivered records are held"
+        );
+        let records: Vec<&[u8]> = records
+            .into_iter()
+            .map(|record| record.as_slice())
+            .collect();
         let batch = trajectory::encode_batch(first_seq, &records);
         let session = line.session.clone();
         tokio::spawn(async move {

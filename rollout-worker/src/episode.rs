@@ -58,11 +58,17 @@ impl EpisodeFault {
         if message.len() > MESSAGE_BYTES_MAX {
             message.truncate(message.floor_char_boundary(MESSAGE_BYTES_MAX));
         }
-        Self { fault: Fault::new(code, message), retryable: true }
+        Self {
+            fault: Fault::new(code, message),
+            retryable: true,
+        }
     }
 
     pub(crate) fn fatal(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { retryable: false, ..Self::retryable(code, message) }
+        Self {
+            retryable: false,
+            ..Self::retryable(code, message)
+        }
     }
 }
 
@@ -71,7 +77,10 @@ impl From<volley_env::EnvError> for EpisodeFault {
         let code = ErrorCode::from_name(error.code()).unwrap_or(ErrorCode::EnvFailed);
         // An unknown environment stays unknown; anything else may be a bad state of the world.
         let retryable = !matches!(code, ErrorCode::EnvUnknown | ErrorCode::InvalidRequest);
-        Self { retryable, ..Self::retryable(code, error.to_string()) }
+        Self {
+            retryable,
+            ..Self::retryable(code, error.to_string())
+        }
     }
 }
 
@@ -98,7 +107,9 @@ pub(crate) struct Episode {
 
 impl std::fmt::Debug for Episode {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Episode").field("attempt", &self.lease.attempt).finish_non_exhaustive()
+        f.debug_struct("Episode")
+            .field("attempt", &self.lease.attempt)
+            .finish_non_exhaustive()
     }
 }
 
@@ -135,9 +146,15 @@ impl Episode {
         let transition = self.environment.step(&text)?;
         self.dialogue.push(Message::assistant(text));
         match transition {
-            Transition::Continue { messages, max_new_tokens } => {
+            Transition::Continue {
+                messages,
+                max_new_tokens,
+            } => {
                 self.dialogue.extend(messages.iter().cloned());
-                Ok(Next::Answer(Observation { messages, max_new_tokens }))
+                Ok(Next::Answer(Observation {
+                    messages,
+                    max_new_tokens,
+                }))
             }
             Transition::Done { reward } => {
                 self.reward = Some(reward.validate()?);
@@ -149,7 +166,10 @@ impl Episode {
     /// The trajectory of an episode that is over.
     pub(crate) fn finish(self, player: &Player) -> Result<Trajectory, EpisodeFault> {
         let reward = self.reward.ok_or_else(|| {
-            EpisodeFault::retryable(ErrorCode::RewardInvalid, "the episode ended without a reward")
+            EpisodeFault::retryable(
+                ErrorCode::RewardInvalid,
+                "the episode ended without a reward",
+            )
         })?;
         if self.record.tokens.len() > TRAJECTORY_TOKENS_MAX {
             let n = self.record.tokens.len();
@@ -176,8 +196,17 @@ impl Episode {
             transcript: transcript(self.dialogue),
             episode_ms: self.started.elapsed().as_millis() as u64,
         };
-        let TokenRecord { tokens, logprobs, sampled } = self.record;
-        Ok(Trajectory { header, tokens, logprobs, sampled })
+        let TokenRecord {
+            tokens,
+            logprobs,
+            sampled,
+        } = self.record;
+        Ok(Trajectory {
+            header,
+            tokens,
+            logprobs,
+            sampled,
+        })
     }
 }
 
@@ -208,11 +237,18 @@ mod tests {
     #[test]
     fn a_long_transcript_is_cut_at_a_character() {
         let long = "ä".repeat(TRANSCRIPT_BYTES_MAX);
-        let cut = transcript(vec![Message::user("a"), Message::user(long), Message::user("b")]);
+        let cut = transcript(vec![
+            Message::user("a"),
+            Message::user(long),
+            Message::user("b"),
+        ]);
         assert_eq!(cut.len(), 2);
         let bytes: usize = cut.iter().map(|(_, text)| text.len()).sum();
         assert!(bytes <= TRANSCRIPT_BYTES_MAX + '…'.len_utf8() && cut[1].1.ends_with('…'));
         let short = transcript(vec![Message::system("s"), Message::user("u")]);
-        assert_eq!(short, [("system".into(), "s".into()), ("user".into(), "u".into())]);
+        assert_eq!(
+            short,
+            [("system".into(), "s".into()), ("user".into(), "u".into())]
+        );
     }
 }

@@ -8,8 +8,8 @@
 //!
 //! [`core`] decides; everything else does.
 
-pub mod core;
 mod coordinator_link;
+pub mod core;
 mod driver;
 mod episode;
 mod policy;
@@ -21,15 +21,15 @@ use std::sync::{Arc, mpsc};
 
 use ractor::Actor;
 use tokio::sync::oneshot;
-use volley_engine::text::{ChatTemplate, Tokenizer, stop_tokens};
 use volley_engine::EngineError;
 use volley_engine::cpu::threads::Threads;
 use volley_engine::model::Model;
+use volley_engine::text::{ChatTemplate, Tokenizer, stop_tokens};
 use volley_link::{Endpoint, Identity, LinkConfig, LinkRuntime};
+use volley_protocol::Digest;
 use volley_protocol::fault::{ErrorCode, Fault};
 use volley_protocol::ids::PeerId;
 use volley_protocol::version::{Hello, PROTOCOL_VERSION};
-use volley_protocol::Digest;
 use volley_runtime::greeting::link_fault;
 
 use crate::core::{Config, ExitReason, Worker};
@@ -100,12 +100,20 @@ pub async fn run(options: WorkerOptions) -> Result<ExitReason, Fault> {
     let arguments = DriverArguments {
         core: Worker::new(config),
         policy: PolicyHandle::new(commands, counters),
-        dialler: Dialler { endpoint: endpoint.clone(), hello: hello.clone() },
+        dialler: Dialler {
+            endpoint: endpoint.clone(),
+            hello: hello.clone(),
+        },
         on_exit,
     };
-    let (driver, _) = Actor::spawn(None, Driver, arguments).await.map_err(|error| {
-        Fault::new(ErrorCode::Internal, format!("the worker's driver did not start: {error}"))
-    })?;
+    let (driver, _) = Actor::spawn(None, Driver, arguments)
+        .await
+        .map_err(|error| {
+            Fault::new(
+                ErrorCode::Internal,
+                format!("the worker's driver did not start: {error}"),
+            )
+        })?;
     let to_driver = driver.clone();
     tokio::spawn(async move {
         while let Some(event) = heard.recv().await {
@@ -121,9 +129,17 @@ pub async fn run(options: WorkerOptions) -> Result<ExitReason, Fault> {
             let _ = to_driver.cast(DriverMessage::Input(crate::core::Input::DrainSignal, None));
         }
     });
-    tokio::spawn(coordinator_link::keep(endpoint.clone(), options.coordinator, hello, driver));
+    tokio::spawn(coordinator_link::keep(
+        endpoint.clone(),
+        options.coordinator,
+        hello,
+        driver,
+    ));
     let reason = exited.await.map_err(|_| {
-        Fault::new(ErrorCode::Internal, "the worker's driver ended without a reason")
+        Fault::new(
+            ErrorCode::Internal,
+            "the worker's driver ended without a reason",
+        )
     })?;
     tracing::info!(reason = driver::describe(reason), "worker ends");
     endpoint.close(0, driver::describe(reason)).await;
@@ -149,8 +165,14 @@ async fn load(
     let play = move || match source {
         PolicySource::Scripted => {
             let numerics = "scripted".to_owned();
-            let player = Player { worker, numerics: numerics.clone() };
-            let _ = ready.send(Ok(Loaded { numerics, base: Digest::default() }));
+            let player = Player {
+                worker,
+                numerics: numerics.clone(),
+            };
+            let _ = ready.send(Ok(Loaded {
+                numerics,
+                base: Digest::default(),
+            }));
             scripted::run(&inbox, &player, &report);
         }
         PolicySource::Model { directory, threads } => match warm(&directory, threads) {
@@ -158,17 +180,29 @@ async fn load(
             Ok(warm) => {
                 let numerics = volley_engine::NUMERICS_CLASS.to_owned();
                 let base = Digest(warm.model.digest());
-                let player = Player { worker, numerics: numerics.clone() };
+                let player = Player {
+                    worker,
+                    numerics: numerics.clone(),
+                };
                 let _ = ready.send(Ok(Loaded { numerics, base }));
                 EnginePolicy::new(warm, player, counters, report).run(&inbox);
             }
         },
     };
-    std::thread::Builder::new().name("policy".into()).spawn(play).map_err(|error| {
-        Fault::new(ErrorCode::Internal, format!("no thread for the policy: {error}"))
-    })?;
+    std::thread::Builder::new()
+        .name("policy".into())
+        .spawn(play)
+        .map_err(|error| {
+            Fault::new(
+                ErrorCode::Internal,
+                format!("no thread for the policy: {error}"),
+            )
+        })?;
     loaded.await.unwrap_or_else(|_| {
-        Err(Fault::new(ErrorCode::Internal, "the policy thread ended while it loaded"))
+        Err(Fault::new(
+            ErrorCode::Internal,
+            "the policy thread ended while it loaded",
+        ))
     })
 }
 

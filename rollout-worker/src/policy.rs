@@ -27,7 +27,10 @@ pub(crate) enum PolicyCommand {
     /// Stop playing this; nothing is reported.
     Cancel(AttemptId),
     /// Take these bytes into memory.
-    AddAdapter { version: AdapterVersion, bytes: Vec<u8> },
+    AddAdapter {
+        version: AdapterVersion,
+        bytes: Vec<u8>,
+    },
     /// Forget these.
     DropAdapters(Vec<Digest>),
     /// Leave.
@@ -40,11 +43,17 @@ pub(crate) enum PolicyEvent {
     /// An episode is over.
     Done(Box<Trajectory>),
     /// An episode failed.
-    Failed { attempt: AttemptId, fault: EpisodeFault },
+    Failed {
+        attempt: AttemptId,
+        fault: EpisodeFault,
+    },
     /// An adapter is in memory.
     AdapterReady(AdapterVersion),
     /// An adapter's bytes cannot be used.
-    AdapterFailed { version: AdapterVersion, fault: Fault },
+    AdapterFailed {
+        version: AdapterVersion,
+        fault: Fault,
+    },
 }
 
 /// Figures for people, written by the policy thread, read by heartbeats.
@@ -58,7 +67,8 @@ impl PolicyCounters {
     pub(crate) fn add(&self, tokens: u64, prefill_tokens: u64) {
         // Figures for people: no other memory depends on their order.
         self.tokens.fetch_add(tokens, Ordering::Relaxed);
-        self.prefill_tokens.fetch_add(prefill_tokens, Ordering::Relaxed);
+        self.prefill_tokens
+            .fetch_add(prefill_tokens, Ordering::Relaxed);
     }
 }
 

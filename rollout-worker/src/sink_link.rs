@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use ractor::ActorRef;
 use tokio::task::JoinHandle;
 use volley_link::{BulkPriority, BulkReceiver, Endpoint, LinkError, Role, Session};
+use volley_protocol::Digest;
 use volley_protocol::delivery::{BulkKind, FromSink};
 use volley_protocol::fault::{ErrorCode, Fault};
 use volley_protocol::limits::ADAPTER_BYTES_MAX;
 use volley_protocol::version::Hello;
-use volley_protocol::Digest;
 use volley_runtime::conversation::{self, Open};
 use volley_runtime::greeting::{close_with, link_fault};
 
@@ -49,22 +49,45 @@ impl Dialler {
 }
 
 async fn serve(open: Open, addr: SocketAddr, driver: &ActorRef<DriverMessage>) {
-    let Open { session, sender, mut receiver, .. } = open;
+    let Open {
+        session,
+        sender,
+        mut receiver,
+        ..
+    } = open;
     let id = next_session();
-    let line = Line { id, control: sender, session: session.clone() };
+    let line = Line {
+        id,
+        control: sender,
+        session: session.clone(),
+    };
     let input = Input::SinkUp { addr, session: id };
-    if driver.cast(DriverMessage::Connected { peer: PeerKey::Learner(addr), input, line }).is_err() {
+    if driver
+        .cast(DriverMessage::Connected {
+            peer: PeerKey::Learner(addr),
+            input,
+            line,
+        })
+        .is_err()
+    {
         return;
     }
     let adapters = tokio::spawn(receive_adapters(session.clone(), driver.clone()));
     let hear = |message: FromSink, permit| {
-        let input = Input::Sink { addr, session: id, message };
+        let input = Input::Sink {
+            addr,
+            session: id,
+            message,
+        };
         driver.cast(DriverMessage::Input(input, permit)).is_ok()
     };
     conversation::read(&session, &mut receiver, hear).await;
     adapters.abort();
     // The driver outlives its sessions, but for the moment of leaving.
-    let _ = driver.cast(DriverMessage::Input(Input::SinkDown { addr, session: id }, None));
+    let _ = driver.cast(DriverMessage::Input(
+        Input::SinkDown { addr, session: id },
+        None,
+    ));
 }
 
 /// Adapters come one after the other: the next one waits until this one is checked.
@@ -72,7 +95,10 @@ async fn receive_adapters(session: Session, driver: ActorRef<DriverMessage>) {
     while let Ok(stream) = session.accept_bulk().await {
         match receive_adapter(stream).await {
             Ok((digest, bytes)) => {
-                if driver.cast(DriverMessage::AdapterBytes { digest, bytes }).is_err() {
+                if driver
+                    .cast(DriverMessage::AdapterBytes { digest, bytes })
+                    .is_err()
+                {
                     return;
                 }
             }
@@ -91,7 +117,10 @@ async fn receive_adapter(stream: BulkReceiver) -> Result<(Digest, Vec<u8>), Faul
     let read = stream.read_to_end(ADAPTER_BYTES_MAX + HEAD).await;
     let mut bytes = read.map_err(|error| link_fault(&error))?;
     if bytes.len() < HEAD || bytes[0] != BulkKind::Adapter as u8 {
-        return Err(Fault::new(ErrorCode::DecodeError, "a bulk stream is no adapter"));
+        return Err(Fault::new(
+            ErrorCode::DecodeError,
+            "a bulk stream is no adapter",
+        ));
     }
     let body = bytes.split_off(HEAD);
     let mut name = [0; 32];
@@ -100,7 +129,11 @@ async fn receive_adapter(stream: BulkReceiver) -> Result<(Digest, Vec<u8>), Faul
     if named == is {
         Ok((named, body))
     } else {
-        let message = format!("an adapter named {} has the digest {}", named.short(), is.short());
+        let message = format!(
+            "an adapter named {} has the digest {}",
+            named.short(),
+            is.short()
+        );
         Err(Fault::new(ErrorCode::DecodeError, message))
     }
 }
@@ -111,4 +144,3 @@ pub(crate) async fn send_bulk(session: &Session, bytes: Vec<u8>) -> Result<(), L
     stream.write_chunk(bytes.into()).await?;
     stream.finish().await
 }
-

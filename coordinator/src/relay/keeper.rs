@@ -8,13 +8,14 @@ use std::time::{Duration, Instant};
 use volley_coordinator_core::{Input, SessionId};
 use volley_protocol::client::{ClientReply, ReplyBody, ResultPage, ResultRecord};
 use volley_protocol::fault::{ErrorCode, Fault};
-use volley_protocol::limits::{BATCH_ENTRIES_MAX, POLL_WAIT_MS_MAX, RESULT_PAGE_BYTES_MAX};
+use volley_protocol::limits::{BATCH_ENTRIES_MAX, POLL_WAIT_MS_MAX};
 use volley_protocol::trajectory;
 use volley_protocol::worker::ToWorker;
 use volley_protocol::{AttemptId, Epoch, JobId, RangeSet, RolloutId};
-use volley_runtime::segment::{SEGMENT_START, SegmentError, SegmentReader, SegmentWriter};
+use volley_runtime::segment::SegmentError;
 
 use super::RelayRequest;
+use super::results::{JobResults, Settled, store_fault};
 use crate::outbound::{Outbound, Outgoing};
 
 /// Batches that share one sync.
@@ -30,16 +31,6 @@ struct Waiting {
     until: Instant,
 }
 
-/// One job's results.
-#[derive(Debug, Default)]
-struct JobResults {
-    writer: Option<SegmentWriter>,
-    settled: RangeSet,
-    /// Rollouts that were durable when this life began.
-    known: u64,
-    complete: bool,
-}
-
 pub(super) struct Keeper {
     directory: PathBuf,
     epoch: Epoch,
@@ -53,7 +44,7 @@ pub(super) struct Keeper {
 /// What one round of requests changed.
 #[derive(Default)]
 struct Round {
-    settled: Vec<RolloutId>,
+    accepted: Vec<RolloutId>,
     touched: Vec<JobId>,
     delivered: Vec<SessionId>,
     restored: Vec<Input>,
@@ -117,7 +108,7 @@ impl Keeper {
                     fault,
                 }
                 .encode();
-                self.append(rollout, &record, round)?;
+                self.settle_one(rollout, Settled::Failed, &record, round)?;
             }
             RelayRequest::Complete(job) => {
                 if let Some(results) = self.jobs.get_mut(&job) {
@@ -125,8 +116,9 @@ impl Keeper {
                 }
             }
             RelayRequest::Expire(job) => {
-                self.jobs.remove(&job);
-                let _ = std::fs::remove_file(self.path(job));
+                if let Some(results) = self.jobs.remove(&job) {
+                    results.delete();
+                }
             }
             RelayRequest::Query {
                 session,
@@ -174,7 +166,7 @@ impl Keeper {
                 let mut record = Vec::with_capacity(bytes.len() + 1);
                 record.push(ResultRecord::FINISHED);
                 record.extend_from_slice(bytes);
-                self.append(attempt.rollout, &record, round)?;
+                self.settle_one(attempt.rollout, Settled::Accepted, &record, round)?;
             } else {
                 // A worker checks rewards; one that lets this through is not to be believed.
                 let fault = Fault::new(ErrorCode::RewardInvalid, "a reward is not finite");
@@ -187,28 +179,22 @@ impl Keeper {
         Ok(())
     }
 
-    /// Appends a record unless its rollout is settled already.
-    fn append(
+    /// Settles a rollout unless it is settled already. Only accepted results are told: a failure
+    /// was the core's own word.
+    fn settle_one(
         &mut self,
         rollout: RolloutId,
+        how: Settled,
         record: &[u8],
         round: &mut Round,
     ) -> Result<(), Fault> {
-        let path = self.path(rollout.job);
         let Some(results) = self.jobs.get_mut(&rollout.job) else {
             return Ok(());
         };
-        if results.settled.insert(rollout.index) {
-            let writer = match &mut results.writer {
-                Some(writer) => writer,
-                empty => empty.insert(open(&path)?),
-            };
-            writer
-                .append(record)
-                .map_err(|error| store_fault(&path, &error))?;
-            round.touched.push(rollout.job);
+        if results.settle(rollout.index, how, record)? == Settled::Accepted {
+            round.accepted.push(rollout);
         }
-        round.settled.push(rollout);
+        round.touched.push(rollout.job);
         Ok(())
     }
 
@@ -217,12 +203,11 @@ impl Keeper {
         round.touched.sort_unstable();
         round.touched.dedup();
         for job in round.touched {
-            let path = self.path(job);
-            if let Some(writer) = self.jobs.get_mut(&job).and_then(|r| r.writer.as_mut()) {
-                writer.sync().map_err(|error| store_fault(&path, &error))?;
+            if let Some(results) = self.jobs.get_mut(&job) {
+                results.sync()?;
             }
         }
-        for entries in round.settled.chunks(BATCH_ENTRIES_MAX) {
+        for entries in round.accepted.chunks(BATCH_ENTRIES_MAX) {
             to_core(Input::RelaySettled {
                 entries: entries.to_vec(),
             });
@@ -267,104 +252,36 @@ impl Keeper {
     }
 
     fn page(&self, job: JobId, cursor: u64) -> Result<ResultPage, SegmentError> {
-        let mut answer = ResultPage {
-            next_cursor: cursor,
-            ..ResultPage::default()
-        };
-        let Some(results) = self.jobs.get(&job) else {
-            return Ok(answer);
-        };
-        let Some(writer) = &results.writer else {
-            answer.complete = results.complete;
-            return Ok(answer);
-        };
-        let reader = SegmentReader::open(&self.path(job))?;
-        let page = reader.read_page(cursor.max(SEGMENT_START), RESULT_PAGE_BYTES_MAX)?;
-        for record in &page.records {
-            answer
-                .records
-                .0
-                .extend_from_slice(&(record.payload.len() as u32).to_le_bytes());
-            answer.records.0.extend_from_slice(&record.payload);
+        match self.jobs.get(&job) {
+            Some(results) => results.page(cursor),
+            None => Ok(ResultPage {
+                next_cursor: cursor,
+                ..ResultPage::default()
+            }),
         }
-        answer.next_cursor = page.next_offset;
-        let at_end = page.records.is_empty() || page.next_offset >= writer.end();
-        answer.complete = results.complete && at_end;
-        Ok(answer)
     }
 
     fn path(&self, job: JobId) -> PathBuf {
         self.directory.join(format!("{job}.results"))
     }
 
-    /// A result counts when its lease was given in this life, or in an earlier one for a rollout
+    /// A result counts when its lease was given in this life, or in the one before for a rollout
     /// that was durable.
     fn is_known(&self, attempt: AttemptId) -> bool {
-        self.jobs
-            .get(&attempt.rollout.job)
-            .is_some_and(|r| attempt.epoch == self.epoch || attempt.rollout.index < r.known)
+        self.jobs.get(&attempt.rollout.job).is_some_and(|results| {
+            let before = attempt.epoch.0 + 1 == self.epoch.0;
+            attempt.epoch == self.epoch || (before && attempt.rollout.index < results.known)
+        })
     }
 
     fn open(&mut self, job: JobId, known: u64) -> Result<Input, Fault> {
-        let path = self.path(job);
-        let (mut accepted, mut failed, mut writer) = Default::default();
-        if path.exists() {
-            writer = Some(open(&path)?);
-            (accepted, failed) = read_back(&path)?;
-        }
-        let mut settled = accepted.clone();
-        failed
-            .ranges()
-            .for_each(|(start, end)| settled.insert_range(start, end));
-        self.jobs.insert(
-            job,
-            JobResults {
-                writer,
-                settled,
-                known,
-                complete: false,
-            },
-        );
+        let results = JobResults::open(self.path(job), known)?;
+        let (accepted, failed) = (results.accepted.clone(), results.failed.clone());
+        self.jobs.insert(job, results);
         Ok(Input::RelayRestored {
             job,
             accepted,
             failed,
         })
     }
-}
-
-/// Which rollouts a job's file settles, and how.
-fn read_back(path: &Path) -> Result<(RangeSet, RangeSet), Fault> {
-    let (mut accepted, mut failed) = (RangeSet::new(), RangeSet::new());
-    let reader = SegmentReader::open(path).map_err(|error| store_fault(path, &error))?;
-    for record in reader.records(SEGMENT_START) {
-        let record = record.map_err(|error| store_fault(path, &error))?;
-        match ResultRecord::decode(&record.payload).map_err(|error| store_fault(path, &error))? {
-            ResultRecord::Finished(trajectory) => {
-                accepted.insert(trajectory.header.attempt.rollout.index);
-            }
-            ResultRecord::Failed { index, .. } => {
-                failed.insert(index);
-            }
-        }
-    }
-    Ok((accepted, failed))
-}
-
-fn open(path: &Path) -> Result<SegmentWriter, Fault> {
-    let (writer, recovery) =
-        SegmentWriter::open(path).map_err(|error| store_fault(path, &error))?;
-    if recovery.lost_bytes > 0 {
-        let (path, bytes) = (path.display(), recovery.lost_bytes);
-        tracing::warn!(%path, bytes, "a tail that was never acknowledged was cut off");
-    }
-    Ok(writer)
-}
-
-fn store_fault(path: &Path, error: &impl std::fmt::Display) -> Fault {
-    Fault::new(
-        ErrorCode::StoreFailed,
-        format!("{}: {error}", path.display()),
-    )
-    .with_hint("nothing acknowledged is lost; free the disk and start again")
 }

@@ -8,11 +8,11 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, mpsc};
 
 use volley_engine::adapter::Adapter;
-use volley_engine::sampler::{self, SamplingParams};
-use volley_engine::text::{ChatMessage, ChatTemplate, Tokenizer};
 use volley_engine::cpu::threads::Threads;
 use volley_engine::kv::KvCache;
 use volley_engine::model::{LogitsWanted, Model, Scratch, SequenceStep};
+use volley_engine::sampler::{self, SamplingParams};
+use volley_engine::text::{ChatMessage, ChatTemplate, Tokenizer};
 use volley_env::Observation;
 use volley_protocol::adapter::AdapterVersion;
 use volley_protocol::fault::{ErrorCode, Fault};
@@ -116,7 +116,8 @@ impl EnginePolicy {
                 Err(fault) => self.fail(lease.attempt, fault),
             },
             PolicyCommand::Cancel(attempt) => {
-                self.slots.retain(|slot| slot.episode.lease.attempt != attempt);
+                self.slots
+                    .retain(|slot| slot.episode.lease.attempt != attempt);
             }
             PolicyCommand::AddAdapter { version, bytes } => self.add_adapter(version, &bytes),
             PolicyCommand::DropAdapters(digests) => {
@@ -135,7 +136,10 @@ impl EnginePolicy {
                 self.adapters.insert(version.digest, Arc::new(adapter));
                 PolicyEvent::AdapterReady(version)
             }
-            Err(error) => PolicyEvent::AdapterFailed { version, fault: engine_fault(&error) },
+            Err(error) => PolicyEvent::AdapterFailed {
+                version,
+                fault: engine_fault(&error),
+            },
         };
         (self.report)(event);
     }
@@ -186,7 +190,12 @@ impl EnginePolicy {
     fn step(&mut self) {
         let chosen = self.choose();
         let mut batch: Vec<SequenceStep<'_>> = Vec::with_capacity(chosen.len());
-        for (slot, _) in self.slots.iter_mut().zip(&chosen).filter(|(_, chosen)| **chosen) {
+        for (slot, _) in self
+            .slots
+            .iter_mut()
+            .zip(&chosen)
+            .filter(|(_, chosen)| **chosen)
+        {
             batch.push(SequenceStep {
                 tokens: &slot.pending,
                 cache: &mut slot.cache,
@@ -196,7 +205,10 @@ impl EnginePolicy {
         }
         let computed: u64 = batch.iter().map(|step| step.tokens.len() as u64).sum();
         let drawn = batch.len() as u64;
-        let forward = self.warm.model.forward(&mut batch, &self.warm.threads, &mut self.scratch);
+        let forward = self
+            .warm
+            .model
+            .forward(&mut batch, &self.warm.threads, &mut self.scratch);
         drop(batch);
         match forward {
             Ok(logits) => {
@@ -243,22 +255,25 @@ impl EnginePolicy {
     fn advance(&mut self, mut slot: Slot, logits: &[f32]) {
         if slot.is_prompt {
             let digest = slot.adapter.as_ref().map(|(digest, _)| *digest);
-            self.prefixes.put(digest, &slot.episode.record.tokens, &slot.cache);
+            self.prefixes
+                .put(digest, &slot.episode.record.tokens, &slot.cache);
             slot.is_prompt = false;
         }
         let attempt = slot.episode.lease.attempt;
         let outcome = match slot.draw(logits, &self.warm.stop) {
             Turn::Goes => Ok(Some(slot)),
-            Turn::Ends { cut_off } => self.warm.end_turn(slot, cut_off).and_then(|ended| {
-                match ended {
-                    Ended::Goes(slot) => Ok(Some(*slot)),
-                    Ended::Over(episode) => {
-                        let trajectory = episode.finish(&self.player)?;
-                        (self.report)(PolicyEvent::Done(Box::new(trajectory)));
-                        Ok(None)
-                    }
-                }
-            }),
+            Turn::Ends { cut_off } => {
+                self.warm
+                    .end_turn(slot, cut_off)
+                    .and_then(|ended| match ended {
+                        Ended::Goes(slot) => Ok(Some(*slot)),
+                        Ended::Over(episode) => {
+                            let trajectory = episode.finish(&self.player)?;
+                            (self.report)(PolicyEvent::Done(Box::new(trajectory)));
+                            Ok(None)
+                        }
+                    })
+            }
         };
         match outcome {
             Ok(Some(slot)) => self.slots.push(slot),
@@ -273,7 +288,10 @@ impl EnginePolicy {
 
     fn fail_all(&mut self, fault: &Fault) {
         for slot in std::mem::take(&mut self.slots) {
-            let fault = EpisodeFault { fault: fault.clone(), retryable: true };
+            let fault = EpisodeFault {
+                fault: fault.clone(),
+                retryable: true,
+            };
             self.fail(slot.episode.lease.attempt, fault);
         }
     }
@@ -289,14 +307,24 @@ impl WarmPolicy {
         let messages = chat_messages(&episode.dialogue);
         self.chat
             .prompt_ids(&self.tokenizer, &messages)
-            .map_err(|error| EpisodeFault { fault: engine_fault(&error), retryable: false })
+            .map_err(|error| EpisodeFault {
+                fault: engine_fault(&error),
+                retryable: false,
+            })
     }
 
     /// The turn's text goes to the environment; what it answers becomes the next tokens.
     fn end_turn(&self, mut slot: Slot, cut_off: bool) -> Result<Ended, EpisodeFault> {
-        let fatal = |error| EpisodeFault { fault: engine_fault(&error), retryable: false };
+        let fatal = |error| EpisodeFault {
+            fault: engine_fault(&error),
+            retryable: false,
+        };
         let turn = &slot.episode.record.tokens[slot.turn_at..];
-        let spoken = if cut_off { turn } else { &turn[..turn.len() - 1] };
+        let spoken = if cut_off {
+            turn
+        } else {
+            &turn[..turn.len() - 1]
+        };
         let text = self.tokenizer.decode(spoken, true).map_err(fatal)?;
         let before = slot.episode.dialogue.len() + 1;
         match slot.episode.answer(text, cut_off)? {
@@ -305,7 +333,8 @@ impl WarmPolicy {
                 let dialogue = chat_messages(&slot.episode.dialogue);
                 let (so_far, new) = dialogue.split_at(before);
                 let given = if cut_off {
-                    self.chat.cut_off_continuation_ids(&self.tokenizer, so_far, new)
+                    self.chat
+                        .cut_off_continuation_ids(&self.tokenizer, so_far, new)
                 } else {
                     self.chat.continuation_ids(&self.tokenizer, so_far, new)
                 };

@@ -27,7 +27,10 @@ impl PrefixCache {
     /// A copy of the cache of exactly this prompt, without its last token: that one has to be
     /// computed again, because its logits are wanted.
     pub(crate) fn get(&self, adapter: Option<Digest>, tokens: &[u32]) -> Option<KvCache> {
-        let found = self.prefixes.iter().find(|p| p.adapter == adapter && p.tokens == tokens)?;
+        let found = self
+            .prefixes
+            .iter()
+            .find(|p| p.adapter == adapter && p.tokens == tokens)?;
         let mut cache = found.cache.fork();
         cache.truncate(tokens.len() - 1);
         Some(cache)
@@ -36,13 +39,21 @@ impl PrefixCache {
     /// Remembers a prefilled prompt.
     pub(crate) fn put(&mut self, adapter: Option<Digest>, tokens: &[u32], cache: &KvCache) {
         debug_assert_eq!(cache.len(), tokens.len());
-        if self.prefixes.iter().any(|p| p.adapter == adapter && p.tokens == tokens) {
+        if self
+            .prefixes
+            .iter()
+            .any(|p| p.adapter == adapter && p.tokens == tokens)
+        {
             return;
         }
         if self.prefixes.len() == PREFIXES_MAX {
             self.prefixes.pop_front();
         }
-        self.prefixes.push_back(Prefix { adapter, tokens: tokens.to_vec(), cache: cache.fork() });
+        self.prefixes.push_back(Prefix {
+            adapter,
+            tokens: tokens.to_vec(),
+            cache: cache.fork(),
+        });
     }
 
     /// Forgets what was computed with this adapter.

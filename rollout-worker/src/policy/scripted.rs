@@ -30,17 +30,25 @@ pub(crate) fn run(commands: &mpsc::Receiver<PolicyCommand>, player: &Player, rep
 fn play(lease: Lease, env: &EnvSpec, player: &Player) -> PolicyEvent {
     let mut env = env.clone();
     // The option is for the policy; environments refuse settings that they do not know.
-    let words = env.config.remove(SCRIPT_OPTION).unwrap_or_else(|| "0".to_owned());
+    let words = env
+        .config
+        .remove(SCRIPT_OPTION)
+        .unwrap_or_else(|| "0".to_owned());
     let outcome = Episode::begin(lease, &env).and_then(|(episode, _)| recite(episode, &words));
     match outcome.and_then(|episode| episode.finish(player)) {
         Ok(trajectory) => PolicyEvent::Done(Box::new(trajectory)),
-        Err(fault) => PolicyEvent::Failed { attempt: lease.attempt, fault },
+        Err(fault) => PolicyEvent::Failed {
+            attempt: lease.attempt,
+            fault,
+        },
     }
 }
 
 fn recite(mut episode: Episode, words: &str) -> Result<Episode, EpisodeFault> {
     loop {
-        words.bytes().for_each(|byte| episode.record.drew(u32::from(byte), 0.0));
+        words
+            .bytes()
+            .for_each(|byte| episode.record.drew(u32::from(byte), 0.0));
         if let Next::Over = episode.answer(words.to_owned(), false)? {
             return Ok(episode);
         }

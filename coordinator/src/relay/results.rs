@@ -1,0 +1,237 @@
+//! One job's results: an append-only file, and which rollouts it settles how.
+
+use std::path::{Path, PathBuf};
+
+use volley_protocol::RangeSet;
+use volley_protocol::client::{ResultPage, ResultRecord};
+use volley_protocol::fault::{ErrorCode, Fault};
+use volley_protocol::limits::RESULT_PAGE_BYTES_MAX;
+use volley_runtime::segment::{SEGMENT_START, SegmentError, SegmentReader, SegmentWriter};
+
+/// How a rollout is settled by its first record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Settled {
+    Accepted,
+    Failed,
+}
+
+/// One job's results.
+#[derive(Debug)]
+pub(super) struct JobResults {
+    path: PathBuf,
+    writer: Option<SegmentWriter>,
+    pub(super) accepted: RangeSet,
+    pub(super) failed: RangeSet,
+    /// Rollouts that were durable when this life of the coordinator began.
+    pub(super) known: u64,
+    pub(super) complete: bool,
+}
+
+impl JobResults {
+    /// What is there. Records of rollouts that are not `known` belong to an extent that a crash
+    /// took back before it was synced: they would stand in for another instance's results.
+    pub(super) fn open(path: PathBuf, known: u64) -> Result<Self, Fault> {
+        let mut results = Self {
+            path,
+            writer: None,
+            accepted: RangeSet::new(),
+            failed: RangeSet::new(),
+            known,
+            complete: false,
+        };
+        if !results.path.exists() {
+            return Ok(results);
+        }
+        results.writer = Some(open(&results.path)?);
+        let (kept, strays) = results.read_back()?;
+        if strays {
+            tracing::warn!(path = %results.path.display(), "results of no known rollout are dropped");
+            results.rewrite(&kept)?;
+        }
+        Ok(results)
+    }
+
+    /// Appends the record unless the rollout is settled already; tells how it is settled.
+    pub(super) fn settle(
+        &mut self,
+        index: u64,
+        how: Settled,
+        record: &[u8],
+    ) -> Result<Settled, Fault> {
+        if self.accepted.contains(index) {
+            return Ok(Settled::Accepted);
+        }
+        if self.failed.contains(index) {
+            return Ok(Settled::Failed);
+        }
+        let writer = match &mut self.writer {
+            Some(writer) => writer,
+            empty => empty.insert(open(&self.path)?),
+        };
+        let appended = writer.append(record);
+        appended.map_err(|error| store_fault(&self.path, &error))?;
+        match how {
+            Settled::Accepted => self.accepted.insert(index),
+            Settled::Failed => self.failed.insert(index),
+        };
+        Ok(how)
+    }
+
+    /// Makes everything durable that was appended.
+    pub(super) fn sync(&mut self) -> Result<(), Fault> {
+        let Some(writer) = &mut self.writer else {
+            return Ok(());
+        };
+        let synced = writer.sync();
+        synced.map_err(|error| store_fault(&self.path, &error))
+    }
+
+    /// The records from a cursor on, as many as fit a page.
+    pub(super) fn page(&self, cursor: u64) -> Result<ResultPage, SegmentError> {
+        let mut answer = ResultPage {
+            next_cursor: cursor,
+            ..ResultPage::default()
+        };
+        let Some(writer) = &self.writer else {
+            answer.complete = self.complete;
+            return Ok(answer);
+        };
+        let reader = SegmentReader::open(&self.path)?;
+        let page = reader.read_page(cursor.max(SEGMENT_START), RESULT_PAGE_BYTES_MAX)?;
+        for record in &page.records {
+            let len = record.payload.len() as u32;
+            answer.records.0.extend_from_slice(&len.to_le_bytes());
+            answer.records.0.extend_from_slice(&record.payload);
+        }
+        answer.next_cursor = page.next_offset;
+        let at_end = page.records.is_empty() || page.next_offset >= writer.end();
+        answer.complete = self.complete && at_end;
+        Ok(answer)
+    }
+
+    /// Deletes the file.
+    pub(super) fn delete(self) {
+        if let Err(error) = std::fs::remove_file(&self.path)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!(path = %self.path.display(), %error, "results are not deleted");
+        }
+    }
+
+    /// Reads every record; gives those of known rollouts, and whether there were others.
+    fn read_back(&mut self) -> Result<(Vec<Vec<u8>>, bool), Fault> {
+        let failed = |error: &dyn std::fmt::Display| store_fault(&self.path, &error);
+        let reader = SegmentReader::open(&self.path).map_err(|error| failed(&error))?;
+        let (mut kept, mut strays) = (Vec::new(), false);
+        for record in reader.records(SEGMENT_START) {
+            let record = record.map_err(|error| failed(&error))?;
+            let decoded = ResultRecord::decode(&record.payload).map_err(|error| failed(&error))?;
+            let (index, settled) = match decoded {
+                ResultRecord::Finished(trajectory) => {
+                    let index = trajectory.header.attempt.rollout.index;
+                    (index, &mut self.accepted)
+                }
+                ResultRecord::Failed { index, .. } => (index, &mut self.failed),
+            };
+            if index < self.known {
+                settled.insert(index);
+                kept.push(record.payload);
+            } else {
+                strays = true;
+            }
+        }
+        Ok((kept, strays))
+    }
+
+    fn rewrite(&mut self, kept: &[Vec<u8>]) -> Result<(), Fault> {
+        self.writer = None;
+        let fresh = self.path.with_extension("fresh");
+        let failed = |error: &dyn std::fmt::Display| store_fault(&fresh, &error);
+        let _ = std::fs::remove_file(&fresh);
+        let mut writer = open(&fresh)?;
+        for record in kept {
+            writer.append(record).map_err(|error| failed(&error))?;
+        }
+        writer.sync().map_err(|error| failed(&error))?;
+        drop(writer);
+        std::fs::rename(&fresh, &self.path).map_err(|error| failed(&error))?;
+        self.writer = Some(open(&self.path)?);
+        Ok(())
+    }
+}
+
+fn open(path: &Path) -> Result<SegmentWriter, Fault> {
+    let opened = SegmentWriter::open(path);
+    let (writer, recovery) = opened.map_err(|error| store_fault(path, &error))?;
+    if recovery.lost_bytes > 0 {
+        let (path, bytes) = (path.display(), recovery.lost_bytes);
+        tracing::warn!(%path, bytes, "a tail that was never acknowledged was cut off");
+    }
+    Ok(writer)
+}
+
+pub(super) fn store_fault(path: &Path, error: &dyn std::fmt::Display) -> Fault {
+    let message = format!("{}: {error}", path.display());
+    Fault::new(ErrorCode::StoreFailed, message)
+        .with_hint("nothing acknowledged is lost; free the disk and start again")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failed(index: u64) -> Vec<u8> {
+        let fault = Fault::new(ErrorCode::EnvFailed, "x");
+        ResultRecord::Failed { index, fault }.encode()
+    }
+
+    #[test]
+    fn the_first_record_of_a_rollout_counts() {
+        let directory = tempfile::tempdir().expect("directory");
+        let path = directory.path().join("a.results");
+        let mut results = JobResults::open(path.clone(), 0).expect("open");
+        let settle = |results: &mut JobResults, index, how| {
+            results.settle(index, how, &failed(index)).expect("append")
+        };
+        assert_eq!(settle(&mut results, 3, Settled::Failed), Settled::Failed);
+        assert_eq!(settle(&mut results, 3, Settled::Accepted), Settled::Failed);
+        results.sync().expect("sync");
+        assert_eq!(
+            results
+                .page(0)
+                .expect("page")
+                .decode_records()
+                .expect("own")
+                .len(),
+            1
+        );
+        drop(results);
+        let again = JobResults::open(path, 9).expect("open");
+        assert!(again.failed.contains(3) && again.accepted.is_empty());
+    }
+
+    #[test]
+    fn records_of_unknown_rollouts_do_not_survive_a_restart() {
+        let directory = tempfile::tempdir().expect("directory");
+        let path = directory.path().join("a.results");
+        let mut results = JobResults::open(path.clone(), 0).expect("open");
+        for index in [1, 7] {
+            results
+                .settle(index, Settled::Failed, &failed(index))
+                .expect("append");
+        }
+        results.sync().expect("sync");
+        drop(results);
+        let again = JobResults::open(path, 5).expect("open");
+        assert!(again.failed.contains(1) && !again.failed.contains(7));
+        assert_eq!(
+            again
+                .page(0)
+                .expect("page")
+                .decode_records()
+                .expect("own")
+                .len(),
+            1
+        );
+    }
+}
