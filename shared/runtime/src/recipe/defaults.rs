@@ -29,7 +29,6 @@ impl Default for Train {
             checkpoint_every: 20,
             retain_versions: 4,
             lr_schedule: LearningRateSchedule::default(),
-            train_seconds_max: None,
         }
     }
 }
@@ -47,10 +46,7 @@ impl Default for Lora {
 
 impl Default for Sampling {
     fn default() -> Self {
-        Self {
-            temperature: 1.0,
-            max_new_tokens: None,
-        }
+        Self { temperature: 1.0 }
     }
 }
 

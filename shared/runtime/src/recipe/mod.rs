@@ -100,9 +100,6 @@ pub struct Train {
     pub retain_versions: u32,
     /// How the learning rate changes over the run. Default `constant`.
     pub lr_schedule: LearningRateSchedule,
-    /// Training ends after this many seconds, whatever `steps` says. Default: no bound.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub train_seconds_max: Option<u64>,
 }
 
 /// Shape of the adapter.
@@ -125,9 +122,6 @@ pub struct Lora {
 pub struct Sampling {
     /// Temperature. Default 1.
     pub temperature: f64,
-    /// Tokens of one answer. Default: what the environment asks for.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub max_new_tokens: Option<u32>,
 }
 
 /// Processes that play.

@@ -115,11 +115,7 @@ fn batches(recipe: &Recipe) -> Result<(), Violation> {
         train.checkpoint_every,
         1..=STEPS_MAX,
     )?;
-    within("train.retain_versions", train.retain_versions, 1..=10_000)?;
-    match train.train_seconds_max {
-        Some(seconds) => within("train.train_seconds_max", seconds, 1..=100 * 86_400),
-        None => Ok(()),
-    }
+    within("train.retain_versions", train.retain_versions, 1..=10_000)
 }
 
 fn loss(recipe: &Recipe) -> Result<(), Violation> {
@@ -173,11 +169,7 @@ fn adapter(recipe: &Recipe) -> Result<(), Violation> {
         "sampling.temperature",
         recipe.sampling.temperature,
         0.0..=100.0,
-    )?;
-    match recipe.sampling.max_new_tokens {
-        Some(tokens) => within("sampling.max_new_tokens", tokens, 1..=65_536),
-        None => Ok(()),
-    }
+    )
 }
 
 fn processes(recipe: &Recipe) -> Result<(), Violation> {

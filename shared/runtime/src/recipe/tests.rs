@@ -67,7 +67,7 @@ fn what_is_written_is_read_back() {
     let text = format!(
         "{SMALL}[environment_options]\nlevel = \"3\"\n[train]\nloss = \"ppo\"\nclip_high = 1.3\n\
          advantage = \"leave_one_out\"\nschedule = \"async\"\nlr_schedule = \"linear\"\n\
-         train_seconds_max = 90\n[lora]\ntargets = [\"q\", \"v\"]\n[sampling]\nmax_new_tokens = 8"
+         [lora]\ntargets = [\"q\", \"v\"]\n[sampling]\ntemperature = 0.8"
     );
     let recipe = loaded(&text).expect("valid");
     assert_eq!(recipe.train.clip(), Some((0.8, 1.3)));
@@ -124,10 +124,6 @@ fn every_bad_value_of_training_is_told_with_place_and_range() {
 #[test]
 fn every_bad_value_of_the_other_sections_too() {
     for (lines, expected) in [
-        (
-            "[train]\ntrain_seconds_max = 0",
-            ":5:21: `train.train_seconds_max` is 0",
-        ),
         ("[train]\ncheckpoint_every = 0", "allowed is 1 to 1000000"),
         ("[lora]\ntargets = []", ":5:11: `lora.targets` is empty"),
         (
