@@ -25,7 +25,6 @@ use std::sync::{Arc, OnceLock};
 
 use ractor::{Actor, ActorRef};
 use tokio::sync::oneshot;
-use volley_engine::EngineError;
 use volley_engine::cpu::threads::Threads;
 use volley_engine::model::Model;
 use volley_learner_core::{Input, Learner};
@@ -167,16 +166,10 @@ impl Mailbox {
 fn load_model(directory: &std::path::Path) -> Result<Arc<Model>, Fault> {
     Model::load(directory)
         .map(Arc::new)
-        .map_err(|error| engine_fault(&error))
+        .map_err(|error| Fault::from(&error))
 }
 
 /// Threads of the learner's arithmetic.
 fn threads(count: usize) -> Threads {
     Threads::new(count)
-}
-
-/// The fault behind an error of the engine.
-fn engine_fault(error: &EngineError) -> Fault {
-    let code = ErrorCode::from_name(error.code()).unwrap_or(ErrorCode::Internal);
-    Fault::new(code, error.to_string())
 }

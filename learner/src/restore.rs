@@ -25,7 +25,7 @@ use crate::records::{Records, StepRecord};
 use crate::step::{self, PlayedGroup, StepSettings};
 use crate::trainer::TrainerThread;
 use crate::versions::Versions;
-use crate::{engine_fault, intake, load_model, threads};
+use crate::{intake, load_model, threads};
 
 /// Results of a training job are the learner's; the coordinator keeps only their ledger.
 const KEEP_MS: u64 = 3_600_000;
@@ -69,14 +69,14 @@ pub(crate) fn restore(directory: &RunDir, sink_addr: SocketAddr) -> Result<Resto
     }
 
     let initial = Adapter::init(model.config(), &lora(&recipe), recipe.train.seed)
-        .map_err(|error| engine_fault(&error))?;
+        .map_err(|error| Fault::from(&error))?;
     let root = root_entry(run, &initial);
     let trainer = Trainer::new(
         Arc::clone(&model),
         initial,
         threads(recipe.learner.threads as usize),
     )
-    .map_err(|error| engine_fault(&error))?;
+    .map_err(|error| Fault::from(&error))?;
     let mut thread = TrainerThread {
         trainer,
         settings: settings(&recipe),
@@ -123,7 +123,7 @@ fn catch_up(
         thread
             .trainer
             .restore_state(&checkpoint.state)
-            .map_err(|error| engine_fault(&error))?;
+            .map_err(|error| Fault::from(&error))?;
         at = checkpoint.step;
     }
     if at == 0 && thread.versions.size(0).is_none() {

@@ -15,8 +15,6 @@ use volley_protocol::fault::{ErrorCode, Fault};
 use volley_protocol::run::StepReport;
 use volley_protocol::{AdapterVersion, Digest, Trajectory};
 
-use crate::engine_fault;
-
 /// A group with its trajectories, as the core ordered them.
 #[derive(Clone, Debug)]
 pub(crate) struct PlayedGroup {
@@ -59,7 +57,7 @@ pub(crate) fn make(
         Some(
             trainer
                 .forward_backward(&data, &settings.loss)
-                .map_err(|e| engine_fault(&e))?,
+                .map_err(|e| Fault::from(&e))?,
         )
     };
     if let Some(output) = &forward {
@@ -70,14 +68,14 @@ pub(crate) fn make(
     if forward.is_some() {
         let update = trainer
             .optim_step(&settings.adam)
-            .map_err(|error| engine_fault(&error))?;
+            .map_err(|error| Fault::from(&error))?;
         report.grad_norm = update.grad_norm;
     }
     report.learning_rate = settings.adam.lr;
     let adapter = trainer.published();
     adapter
         .check_finite()
-        .map_err(|error| engine_fault(&error))?;
+        .map_err(|error| Fault::from(&error))?;
     let bytes = adapter.to_bytes();
     let digest = Digest::of(&bytes);
     report.digest = digest;

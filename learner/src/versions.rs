@@ -16,8 +16,6 @@ use volley_engine::adapter::Adapter;
 use volley_protocol::Digest;
 use volley_protocol::fault::{ErrorCode, Fault};
 
-use crate::engine_fault;
-
 /// Adapters kept in memory: workers fetch the newest within milliseconds of each other, and
 /// stragglers the one before.
 const RECENT_MAX: usize = 3;
@@ -86,7 +84,7 @@ impl Versions {
         }
         adapter
             .save_peft(&fresh, base_model)
-            .map_err(|error| engine_fault(&error))?;
+            .map_err(|error| Fault::from(&error))?;
         fs::write(fresh.join(WEIGHTS), &bytes).map_err(io)?;
         for file in fs::read_dir(&fresh).map_err(io)? {
             File::open(file.map_err(io)?.path())

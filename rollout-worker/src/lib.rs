@@ -176,7 +176,7 @@ async fn load(
             scripted::run(&inbox, &player, &report);
         }
         PolicySource::Model { directory, threads } => match warm(&directory, threads) {
-            Err(error) => drop(ready.send(Err(engine_fault(&error)))),
+            Err(error) => drop(ready.send(Err(Fault::from(&error)))),
             Ok(warm) => {
                 let numerics = volley_engine::NUMERICS_CLASS.to_owned();
                 let base = Digest(warm.model.digest());
@@ -214,10 +214,4 @@ fn warm(directory: &std::path::Path, threads: usize) -> Result<WarmPolicy, Engin
         stop: stop_tokens(directory)?,
         threads: Threads::new(threads),
     })
-}
-
-/// The fault behind an error of the engine.
-fn engine_fault(error: &EngineError) -> Fault {
-    let code = ErrorCode::from_name(error.code()).unwrap_or(ErrorCode::Internal);
-    Fault::new(code, error.to_string())
 }

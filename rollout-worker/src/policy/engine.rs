@@ -138,7 +138,7 @@ impl EnginePolicy {
             }
             Err(error) => PolicyEvent::AdapterFailed {
                 version,
-                fault: engine_fault(&error),
+                fault: Fault::from(&error),
             },
         };
         (self.report)(event);
@@ -223,7 +223,7 @@ impl EnginePolicy {
                     }
                 }
             }
-            Err(error) => self.fail_all(&engine_fault(&error)),
+            Err(error) => self.fail_all(&Fault::from(&error)),
         }
     }
 
@@ -308,7 +308,7 @@ impl WarmPolicy {
         self.chat
             .prompt_ids(&self.tokenizer, &messages)
             .map_err(|error| EpisodeFault {
-                fault: engine_fault(&error),
+                fault: Fault::from(&error),
                 retryable: false,
             })
     }
@@ -316,7 +316,7 @@ impl WarmPolicy {
     /// The turn's text goes to the environment; what it answers becomes the next tokens.
     fn end_turn(&self, mut slot: Slot, cut_off: bool) -> Result<Ended, EpisodeFault> {
         let fatal = |error| EpisodeFault {
-            fault: engine_fault(&error),
+            fault: Fault::from(&error),
             retryable: false,
         };
         let turn = &slot.episode.record.tokens[slot.turn_at..];
@@ -389,9 +389,4 @@ fn chat_messages(dialogue: &[volley_env::Message]) -> Vec<ChatMessage> {
         .iter()
         .map(|m| ChatMessage::new(m.role.as_str(), m.content.clone()))
         .collect()
-}
-
-fn engine_fault(error: &volley_engine::EngineError) -> Fault {
-    let code = ErrorCode::from_name(error.code()).unwrap_or(ErrorCode::Internal);
-    Fault::new(code, error.to_string())
 }

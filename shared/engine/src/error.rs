@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use volley_protocol::{ErrorCode, Fault};
+
 use thiserror::Error;
 
 /// Every failure of the engine. [`EngineError::code`] is the stable name users search for.
@@ -151,6 +153,34 @@ pub enum EngineError {
         /// What contradicts what.
         what: String,
     },
+}
+
+impl From<&EngineError> for Fault {
+    /// What a user is told: the same words, under a code that has a page.
+    fn from(error: &EngineError) -> Self {
+        let code = match error {
+            EngineError::NotFound { .. } => ErrorCode::ModelNotFound,
+            EngineError::Io { .. } => ErrorCode::IoFailed,
+            EngineError::Truncated { .. }
+            | EngineError::SafetensorsHeader { .. }
+            | EngineError::TensorMissing { .. } => ErrorCode::ModelTruncated,
+            EngineError::TensorShape { .. }
+            | EngineError::TensorDtype { .. }
+            | EngineError::ConfigInvalid { .. }
+            | EngineError::ModelUnsupported { .. } => ErrorCode::ModelUnsupported,
+            EngineError::AdapterMismatch { .. } => ErrorCode::AdapterMismatch,
+            EngineError::AdapterNonfinite { .. } => ErrorCode::AdapterNonfinite,
+            EngineError::LossNonfinite { .. } => ErrorCode::LossNonfinite,
+            EngineError::StateInvalid { .. } => ErrorCode::CheckpointInvalid,
+            EngineError::TokenizerInvalid { .. } => ErrorCode::TokenizerInvalid,
+            EngineError::ContextExceeded { .. } => ErrorCode::ContextExceeded,
+            EngineError::TokenOutOfRange { .. } | EngineError::InvalidArgument { .. } => {
+                ErrorCode::InvalidRequest
+            }
+        };
+        let cause = std::error::Error::source(error).map(|cause| format!(": {cause}"));
+        Self::new(code, format!("{error}{}", cause.unwrap_or_default()))
+    }
 }
 
 impl EngineError {

@@ -181,8 +181,15 @@ fn generate(args: &GenerateArgs, output: &Output) -> Result<(), Stop> {
     let prompts = ids(&args.input)?;
     let (model, threads) = args.model.load()?;
     let adapter = adapter(&model, args.adapter.as_deref())?;
-    let params = SamplingParams { temperature: args.temperature, ..SamplingParams::greedy() };
-    let eos: &[u32] = if args.stop_at_eos { &model.config().eos_token_ids } else { &[] };
+    let params = SamplingParams {
+        temperature: args.temperature,
+        ..SamplingParams::greedy()
+    };
+    let eos: &[u32] = if args.stop_at_eos {
+        &model.config().eos_token_ids
+    } else {
+        &[]
+    };
     let mut sequences = Vec::with_capacity(prompts.len());
     for prompt in &prompts {
         let generated = train::generate(
@@ -195,8 +202,11 @@ fn generate(args: &GenerateArgs, output: &Output) -> Result<(), Stop> {
             eos,
             &threads,
         );
-        let train::Generated { tokens, logprobs, stopped } =
-            generated.map_err(|error| engine(&error))?;
+        let train::Generated {
+            tokens,
+            logprobs,
+            stopped,
+        } = generated.map_err(|error| engine(&error))?;
         sequences.push(json!({ "tokens": tokens, "logprobs": logprobs, "stopped": stopped }));
     }
     output.json(&json!({ "sequences": sequences }))
@@ -204,7 +214,9 @@ fn generate(args: &GenerateArgs, output: &Output) -> Result<(), Stop> {
 
 fn grad(args: &GradArgs, output: &Output) -> Result<(), Stop> {
     let (mut trainer, data, loss) = args.batch.load(&args.model)?;
-    let step = trainer.forward_backward(&data, &loss).map_err(|error| engine(&error))?;
+    let step = trainer
+        .forward_backward(&data, &loss)
+        .map_err(|error| engine(&error))?;
     let tensors: Vec<TensorData<'_>> = trainer
         .grads()
         .map(|grad| TensorData {
@@ -214,7 +226,10 @@ fn grad(args: &GradArgs, output: &Output) -> Result<(), Stop> {
             data: grad.values,
         })
         .collect();
-    let squares = tensors.iter().flat_map(|tensor| tensor.data).map(|g| f64::from(*g).powi(2));
+    let squares = tensors
+        .iter()
+        .flat_map(|tensor| tensor.data)
+        .map(|g| f64::from(*g).powi(2));
     let grad_norm = squares.sum::<f64>().sqrt();
     write(&args.out, &tensors, &std::collections::BTreeMap::new())
         .map_err(|error| engine(&error))?;
@@ -225,7 +240,10 @@ fn grad(args: &GradArgs, output: &Output) -> Result<(), Stop> {
         object["out"] = args.out.to_string_lossy().into();
         return output.json(&object);
     }
-    output.talk(&format!("loss {:.6}, gradient norm {grad_norm:.6}, written to", step.loss_sum));
+    output.talk(&format!(
+        "loss {:.6}, gradient norm {grad_norm:.6}, written to",
+        step.loss_sum
+    ));
     output.data(args.out.display())
 }
 
@@ -241,18 +259,28 @@ fn adamw(args: &AdamwArgs, output: &Output) -> Result<(), Stop> {
     };
     let mut steps = Vec::new();
     for _ in 0..args.steps {
-        let step = trainer.forward_backward(&data, &loss).map_err(|error| engine(&error))?;
-        let optim = trainer.optim_step(&params).map_err(|error| engine(&error))?;
+        let step = trainer
+            .forward_backward(&data, &loss)
+            .map_err(|error| engine(&error))?;
+        let optim = trainer
+            .optim_step(&params)
+            .map_err(|error| engine(&error))?;
         let mut object = step_object(&step);
         object["step"] = optim.step.into();
         object["grad_norm"] = optim.grad_norm.into();
         object["clip_coef"] = optim.clip_coef.into();
         let (number, loss) = (optim.step, step.loss_sum);
-        output.talk(&format!("step {number}: loss {loss:.6}, gradient norm {:.6}", optim.grad_norm));
+        output.talk(&format!(
+            "step {number}: loss {loss:.6}, gradient norm {:.6}",
+            optim.grad_norm
+        ));
         steps.push(object);
     }
     let base = args.model.model.to_string_lossy();
-    trainer.published().save_peft(&args.out, &base).map_err(|error| engine(&error))?;
+    trainer
+        .published()
+        .save_peft(&args.out, &base)
+        .map_err(|error| engine(&error))?;
     if args.model.json {
         let out = args.out.to_string_lossy();
         return output.json(&json!({ "steps": steps, "out": out }));
@@ -310,7 +338,10 @@ struct Ids {
 
 fn ids(path: &Path) -> Result<Vec<Vec<u32>>, Fault> {
     let io = |error: std::io::Error| {
-        Fault::new(ErrorCode::IoFailed, format!("cannot read {}: {error}", path.display()))
+        Fault::new(
+            ErrorCode::IoFailed,
+            format!("cannot read {}: {error}", path.display()),
+        )
     };
     let bad = |why: String| {
         let message = format!("{} holds no token ids: {why}", path.display());
@@ -319,29 +350,18 @@ fn ids(path: &Path) -> Result<Vec<Vec<u32>>, Fault> {
     };
     let length = std::fs::metadata(path).map_err(io)?.len();
     if length > INPUT_BYTES_MAX {
-        return Err(bad(format!("it has {length} bytes, at most {INPUT_BYTES_MAX} are read")));
+        return Err(bad(format!(
+            "it has {length} bytes, at most {INPUT_BYTES_MAX} are read"
+        )));
     }
     let text = std::fs::read(path).map_err(io)?;
     let ids: Ids = serde_json::from_slice(&text).map_err(|error| bad(error.to_string()))?;
     Ok(ids.sequences)
 }
 
-/// The fault of an engine error: its own code where users can meet it.
+/// The fault of an engine error.
 fn engine(error: &EngineError) -> Fault {
-    let code = ErrorCode::from_name(error.code()).unwrap_or(match error {
-        EngineError::Io { .. } => ErrorCode::IoFailed,
-        EngineError::InvalidArgument { .. } | EngineError::TokenOutOfRange { .. } => {
-            ErrorCode::InvalidRequest
-        }
-        EngineError::SafetensorsHeader { .. } => ErrorCode::ModelTruncated,
-        EngineError::TensorMissing { .. }
-        | EngineError::TensorShape { .. }
-        | EngineError::TensorDtype { .. } => ErrorCode::ModelUnsupported,
-        EngineError::ConfigInvalid { .. } => ErrorCode::ConfigInvalid,
-        _ => ErrorCode::Internal,
-    });
-    let cause = std::error::Error::source(error).map(|cause| format!(": {cause}"));
-    Fault::new(code, format!("{error}{}", cause.unwrap_or_default()))
+    Fault::from(error)
 }
 
 #[cfg(test)]
@@ -356,10 +376,18 @@ mod tests {
             std::fs::write(&path, text).expect("writable");
             assert_eq!(ids(&path), Ok(vec![vec![1, 2]]));
         }
-        for text in ["", "[]", r#"{"sequences": [[-1]]}"#, r#"{"sequences": [], "x": 1}"#] {
+        for text in [
+            "",
+            "[]",
+            r#"{"sequences": [[-1]]}"#,
+            r#"{"sequences": [], "x": 1}"#,
+        ] {
             std::fs::write(&path, text).expect("writable");
             assert_eq!(ids(&path).expect_err(text).code, ErrorCode::InvalidRequest);
         }
-        assert_eq!(ids(&dir.path().join("no")).expect_err("missing").code, ErrorCode::IoFailed);
+        assert_eq!(
+            ids(&dir.path().join("no")).expect_err("missing").code,
+            ErrorCode::IoFailed
+        );
     }
 }

@@ -4,7 +4,6 @@ use volley_protocol::codec::Blob;
 use volley_protocol::fault::{ErrorCode, Fault};
 use volley_protocol::ids::{Epoch, GroupIndex};
 use volley_protocol::job::{JobKind, JobState, PolicyRef, SinkRef, Split};
-use volley_protocol::range_set::RangeSet;
 use volley_protocol::run::{RunState, RunSummary};
 use volley_protocol::snapshot::{JobSummary, WorkerState};
 
@@ -34,7 +33,6 @@ fn ids() -> Vec<Sample> {
         Sample::of("Fault", fault()),
         Sample::of("Fault.without_hint", Fault::new(ErrorCode::Internal, "x")),
         Sample::of("Blob", Blob(vec![1, 2, 3])),
-        Sample::of("RangeSet", RangeSet::from_iter([(0, 3), (5, 9)])),
         Sample::of("SocketAddr.V4", addr_v4()),
         Sample::of("SocketAddr.V6", addr_v6()),
     ]

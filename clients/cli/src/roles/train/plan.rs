@@ -136,8 +136,7 @@ fn check_inputs(recipe: &Recipe) -> Result<(), Fault> {
         let code = ErrorCode::from_name(error.code()).unwrap_or(ErrorCode::EnvFailed);
         Fault::new(code, error.to_string())
     })?;
-    volley_engine::model::Model::load(&recipe.model).map(drop).map_err(|error| {
-        let code = ErrorCode::from_name(error.code()).unwrap_or(ErrorCode::ModelNotFound);
-        Fault::new(code, error.to_string())
-    })
+    volley_engine::model::Model::load(&recipe.model)
+        .map(drop)
+        .map_err(|error| Fault::from(&error))
 }

@@ -65,7 +65,7 @@ impl Voice {
         }
         let style = "{msg}\n{bar:40.cyan/dim} step {pos}/{len}  {elapsed_precise} < {eta_precise}";
         // The template is a constant, and a test parses it.
-        let style = ProgressStyle::with_template(style).unwrap_or(ProgressStyle::default_bar());
+        let style = ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar());
         let bar = ProgressBar::with_draw_target(Some(steps), ProgressDrawTarget::stderr());
         bar.set_style(style);
         bar.set_position(done);
