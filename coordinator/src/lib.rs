@@ -18,10 +18,10 @@ mod session;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use ractor::{Actor, ActorRef};
+use ractor::Actor;
 use tokio::sync::oneshot;
 use volley_coordinator_core::{Coordinator, CoordinatorConfig, Input, Record};
 use volley_link::{ClusterCa, Endpoint, LinkConfig, LinkRuntime, Listener, Role};
@@ -29,6 +29,7 @@ use volley_protocol::fault::{ErrorCode, Fault};
 use volley_protocol::ids::{Epoch, PeerId};
 use volley_runtime::cluster_file::ClusterFile;
 use volley_runtime::greeting::link_fault;
+use volley_runtime::mailbox::Mailbox;
 use volley_runtime::process::Lifelines;
 use volley_runtime::store::{META_LISTEN, SqliteStore, Store};
 
@@ -80,7 +81,7 @@ pub async fn run(options: CoordinatorOptions) -> Result<(), Fault> {
     // Threads and actors know the driver before it exists: what they say until then is kept.
     let mailbox = Mailbox::default();
     let outbound = Outbound::default();
-    let fail = |mailbox: &Mailbox| {
+    let fail = |mailbox: &Mailbox<DriverMessage>| {
         let mailbox = mailbox.clone();
         move |fault: Fault| mailbox.cast(DriverMessage::StoreFailed(fault))
     };
@@ -90,10 +91,10 @@ pub async fn run(options: CoordinatorOptions) -> Result<(), Fault> {
         &directory.results(),
         epoch,
         outbound.clone(),
-        mailbox.input(),
+        tell(&mailbox),
         fail(&mailbox),
     )?;
-    let to_core = Arc::new(mailbox.input());
+    let to_core = Arc::new(tell(&mailbox));
     let provisioner =
         ProcessProvisioner::new(options.workers, address, ca, options.launchers, to_core);
 
@@ -226,25 +227,8 @@ pub(crate) fn unix_ms() -> u64 {
     since.as_millis() as u64
 }
 
-/// The way to the driver for what is started before it.
-#[derive(Clone, Debug, Default)]
-struct Mailbox(Arc<OnceLock<ActorRef<DriverMessage>>>);
-
-impl Mailbox {
-    fn open(&self, driver: ActorRef<DriverMessage>) {
-        let first = self.0.set(driver).is_ok();
-        debug_assert!(first, "a mailbox is opened once");
-    }
-
-    /// Waits for the driver to exist (it does within milliseconds of start-up).
-    fn cast(&self, message: DriverMessage) {
-        if self.0.wait().cast(message).is_err() {
-            tracing::debug!("the driver has left");
-        }
-    }
-
-    fn input(&self) -> impl Fn(Input) + Send + Sync + 'static {
-        let mailbox = self.clone();
-        move |input| mailbox.cast(DriverMessage::Input(input, None))
-    }
+/// A callback that tells the core something.
+fn tell(mailbox: &Mailbox<DriverMessage>) -> impl Fn(Input) + Send + Sync + 'static {
+    let mailbox = mailbox.clone();
+    move |input| mailbox.cast(DriverMessage::Input(input, None))
 }

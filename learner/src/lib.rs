@@ -21,9 +21,9 @@ mod versions;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
-use ractor::{Actor, ActorRef};
+use ractor::Actor;
 use tokio::sync::oneshot;
 use volley_engine::cpu::threads::Threads;
 use volley_engine::model::Model;
@@ -34,6 +34,7 @@ use volley_protocol::ids::PeerId;
 use volley_protocol::run::RunState;
 use volley_protocol::version::{Hello, PROTOCOL_VERSION};
 use volley_runtime::greeting::link_fault;
+use volley_runtime::mailbox::Mailbox;
 use volley_runtime::run_dir::RunDir;
 
 use crate::driver::{Driver, DriverArguments, DriverMessage};
@@ -72,7 +73,7 @@ pub async fn run(options: LearnerOptions) -> Result<RunState, Fault> {
     // Loading and replaying computes; the runtime's threads are for the network.
     let restored = tokio::task::spawn_blocking(move || restore::restore(&directory, sink_addr))
         .await
-        .map_err(|error| Fault::new(ErrorCode::Internal, format!("restoring failed: {error}")))??;
+        .map_err(|error| internal(format!("restoring failed: {error}")))??;
     let Restored {
         config,
         state,
@@ -84,17 +85,16 @@ pub async fn run(options: LearnerOptions) -> Result<RunState, Fault> {
     let name = format!("learner {}", config.run.name);
 
     let mailbox = Mailbox::default();
-    let (synced, failed) = (mailbox.clone(), mailbox.clone());
+    let disk_failed = |mailbox: &Mailbox<DriverMessage>| {
+        let mailbox = mailbox.clone();
+        move |fault| mailbox.cast(DriverMessage::DiskFailed(fault))
+    };
     let intake = Intake::start(
         &intake_dir,
-        move |upto| synced.input(Input::Synced { upto }),
-        move |fault| failed.cast(DriverMessage::DiskFailed(fault)),
+        tell(&mailbox, |upto| Input::Synced { upto }),
+        disk_failed(&mailbox),
     )?;
-    let (stepped, failed) = (mailbox.clone(), mailbox.clone());
-    let trainer = trainer.start(
-        move |input| stepped.input(input),
-        move |fault| failed.cast(DriverMessage::DiskFailed(fault)),
-    )?;
+    let trainer = trainer.start(tell(&mailbox, |input| input), disk_failed(&mailbox))?;
     let (on_exit, exited) = oneshot::channel();
     let arguments = DriverArguments {
         core: Learner::new(config, state)?,
@@ -106,12 +106,7 @@ pub async fn run(options: LearnerOptions) -> Result<RunState, Fault> {
     };
     let (driver, _) = Actor::spawn(None, Driver, arguments)
         .await
-        .map_err(|error| {
-            Fault::new(
-                ErrorCode::Internal,
-                format!("the driver did not start: {error}"),
-            )
-        })?;
+        .map_err(|error| internal(format!("the driver did not start: {error}")))?;
     mailbox.open(driver.clone());
 
     let peer = PeerId(rand::random());
@@ -127,39 +122,27 @@ pub async fn run(options: LearnerOptions) -> Result<RunState, Fault> {
     let stop = options.stop;
     tokio::spawn(async move {
         if stop.await.is_ok() {
-            mailbox.input(Input::Stop);
+            mailbox.cast(DriverMessage::Input(Input::Stop, None));
         }
     });
-    let outcome = exited.await.map_err(|_| {
-        Fault::new(
-            ErrorCode::Internal,
-            "the learner's driver ended without a reason",
-        )
-    })?;
+    let outcome = exited
+        .await
+        .map_err(|_| internal("the learner's driver ended without a reason"))?;
     endpoint.close(0, "the learner ends").await;
     outcome
 }
 
-/// The way to the driver for threads that are started before it.
-#[derive(Clone, Debug, Default)]
-struct Mailbox(Arc<OnceLock<ActorRef<DriverMessage>>>);
+/// A callback that tells the core something.
+fn tell<T>(
+    mailbox: &Mailbox<DriverMessage>,
+    input: impl Fn(T) -> Input + Send + 'static,
+) -> impl Fn(T) + Send + 'static {
+    let mailbox = mailbox.clone();
+    move |what| mailbox.cast(DriverMessage::Input(input(what), None))
+}
 
-impl Mailbox {
-    fn open(&self, driver: ActorRef<DriverMessage>) {
-        let first = self.0.set(driver).is_ok();
-        debug_assert!(first, "a mailbox is opened once");
-    }
-
-    /// Waits for the driver to exist (it does within milliseconds of start-up).
-    fn cast(&self, message: DriverMessage) {
-        if self.0.wait().cast(message).is_err() {
-            tracing::debug!("the driver has left");
-        }
-    }
-
-    fn input(&self, input: Input) {
-        self.cast(DriverMessage::Input(input, None));
-    }
+fn internal(message: impl Into<String>) -> Fault {
+    Fault::new(ErrorCode::Internal, message)
 }
 
 /// Loads the base model of a run.

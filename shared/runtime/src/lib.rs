@@ -10,6 +10,7 @@
 //! | [`run_dir`] | the directory of a training run |
 //! | [`report`] | `report.html` of a run |
 //! | [`cluster_file`] | where a cluster on this machine is |
+//! | [`mailbox`] | the way to a driver that does not exist yet |
 //! | [`lock`] | one process per data directory |
 //! | [`files`] | files that are there whole or not at all |
 //! | [`telemetry`] | log lines, and text from elsewhere made safe to show |
@@ -25,6 +26,7 @@ mod faults;
 pub mod files;
 pub mod greeting;
 pub mod lock;
+pub mod mailbox;
 pub mod process;
 pub mod recipe;
 pub mod report;
