@@ -33,8 +33,11 @@ fn address(
         return Ok(ClusterAddress { addr, identity });
     }
     let file = ClusterFile::discover(told.as_deref())?;
-    let identity = load(cluster.identity.as_deref().unwrap_or(known(&file)))?;
-    Ok(ClusterAddress { addr: file.address, identity })
+    let identity = load(cluster.identity.as_deref().unwrap_or_else(|| known(&file)))?;
+    Ok(ClusterAddress {
+        addr: file.address,
+        identity,
+    })
 }
 
 fn load(file: &Path) -> Result<Identity, Fault> {
@@ -43,11 +46,18 @@ fn load(file: &Path) -> Result<Identity, Fault> {
 
 fn resolve(told: &str) -> Result<std::net::SocketAddr, Fault> {
     let bad = |why: String| {
-        Fault::new(ErrorCode::InvalidRequest, format!("`{told}` is no address: {why}"))
-            .with_hint("an address is HOST:PORT, such as 127.0.0.1:7400")
+        Fault::new(
+            ErrorCode::InvalidRequest,
+            format!("`{told}` is no address: {why}"),
+        )
+        .with_hint("an address is HOST:PORT, such as 127.0.0.1:7400")
     };
-    let mut found = told.to_socket_addrs().map_err(|error| bad(error.to_string()))?;
-    found.next().ok_or_else(|| bad("the name has none".to_owned()))
+    let mut found = told
+        .to_socket_addrs()
+        .map_err(|error| bad(error.to_string()))?;
+    found
+        .next()
+        .ok_or_else(|| bad("the name has none".to_owned()))
 }
 
 #[cfg(test)]

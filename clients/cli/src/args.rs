@@ -101,7 +101,10 @@ mod tests {
     #[test]
     fn every_verb_has_one_sentence_of_help() {
         for verb in Args::command().get_subcommands() {
-            let about = verb.get_about().map(ToString::to_string).unwrap_or_default();
+            let about = verb
+                .get_about()
+                .map(ToString::to_string)
+                .unwrap_or_default();
             assert!(about.len() > 15, "{}: {about:?}", verb.get_name());
         }
     }

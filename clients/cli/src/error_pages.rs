@@ -79,7 +79,10 @@ mod tests {
         for (code, name) in NAMES {
             assert_eq!(code.name(), *name);
             let title = format!("# {name}\n");
-            assert!(page(*code).starts_with(&title), "{name} has the page of another code");
+            assert!(
+                page(*code).starts_with(&title),
+                "{name} has the page of another code"
+            );
         }
     }
 }

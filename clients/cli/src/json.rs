@@ -4,12 +4,12 @@
 //! ids are hexadecimal text and states are words.
 
 use serde_json::{Value, json};
+use volley_protocol::AdapterVersion;
 use volley_protocol::adapter::AdapterEntry;
 use volley_protocol::fault::Fault;
 use volley_protocol::job::{JobKind, JobState};
 use volley_protocol::run::{RunState, RunSummary, StepReport};
 use volley_protocol::snapshot::{ClusterSnapshot, JobSummary, WorkerState, WorkerSummary};
-use volley_protocol::AdapterVersion;
 
 /// An error.
 pub(crate) fn fault(fault: &Fault) -> Value {
@@ -18,9 +18,10 @@ pub(crate) fn fault(fault: &Fault) -> Value {
 
 /// A job.
 pub(crate) fn job(job: &JobSummary) -> Value {
-    let last_failure = job.last_failure.as_ref().map(|(code, message)| {
-        json!({ "code": code.name(), "message": message })
-    });
+    let last_failure = job
+        .last_failure
+        .as_ref()
+        .map(|(code, message)| json!({ "code": code.name(), "message": message }));
     json!({
         "job": job.job.to_string(),
         "name": job.name,
@@ -79,7 +80,10 @@ pub(crate) fn run(run: &RunSummary) -> Value {
 /// One optimiser step.
 pub(crate) fn step(report: &StepReport) -> Value {
     let mut value = serde_json::to_value(report).unwrap_or_default();
-    debug_assert!(value.is_object(), "numbers and maps always have a JSON form");
+    debug_assert!(
+        value.is_object(),
+        "numbers and maps always have a JSON form"
+    );
     value["digest"] = report.digest.to_string().into();
     value
 }
@@ -104,9 +108,10 @@ pub(crate) fn adapter(entry: &AdapterEntry) -> Value {
 
 /// The cluster at one moment.
 pub(crate) fn snapshot(snapshot: &ClusterSnapshot, health: &str) -> Value {
-    let notices = snapshot.notices.iter().map(|notice| {
-        json!({ "at_ms": notice.at_ms, "text": notice.text })
-    });
+    let notices = snapshot
+        .notices
+        .iter()
+        .map(|notice| json!({ "at_ms": notice.at_ms, "text": notice.text }));
     let scaling = &snapshot.scaling;
     json!({
         "schema": "volley.snapshot/1",

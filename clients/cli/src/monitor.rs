@@ -93,7 +93,9 @@ pub(crate) async fn run(args: MonitorArgs, output: &Output) -> Result<(), Stop> 
     if args.format.json {
         output.json(&objects::snapshot(&snapshot, health.word()))?;
     } else {
-        plain::lines(&snapshot).into_iter().try_for_each(|line| output.data(line))?;
+        plain::lines(&snapshot)
+            .into_iter()
+            .try_for_each(|line| output.data(line))?;
     }
     conclude(health)
 }
@@ -102,7 +104,9 @@ fn conclude(health: Health) -> Result<(), Stop> {
     match health {
         Health::Healthy => Ok(()),
         Health::Degraded => Err(Stop::Status(FAILED)),
-        Health::Unreachable => Err(Stop::Status(ErrorCode::CoordinatorUnreachable.exit_status())),
+        Health::Unreachable => Err(Stop::Status(
+            ErrorCode::CoordinatorUnreachable.exit_status(),
+        )),
     }
 }
 
@@ -129,10 +133,15 @@ fn told(snapshot: &ClusterSnapshot) -> serde_json::Value {
 
 /// Will it perhaps go better soon?
 fn is_absence(fault: &Fault) -> bool {
-    matches!(fault.code, ErrorCode::CoordinatorUnreachable | ErrorCode::PeerLost)
+    matches!(
+        fault.code,
+        ErrorCode::CoordinatorUnreachable | ErrorCode::PeerLost
+    )
 }
 
 /// A terminal that cannot move its cursor.
 fn is_dumb() -> bool {
-    volley_runtime::env_vars::TERM.text().is_some_and(|term| term == "dumb")
+    volley_runtime::env_vars::TERM
+        .text()
+        .is_some_and(|term| term == "dumb")
 }

@@ -18,7 +18,10 @@ pub(crate) struct Table {
 
 impl Table {
     pub(crate) fn new(columns: &[(&'static str, Align)]) -> Self {
-        Self { columns: columns.to_vec(), rows: Vec::new() }
+        Self {
+            columns: columns.to_vec(),
+            rows: Vec::new(),
+        }
     }
 
     pub(crate) fn row<const N: usize>(&mut self, cells: [String; N]) {
@@ -28,10 +31,19 @@ impl Table {
 
     /// The lines, head first. A table without rows is its head.
     pub(crate) fn lines(&self) -> Vec<String> {
-        let head: Vec<String> = self.columns.iter().map(|(name, _)| (*name).to_owned()).collect();
+        let head: Vec<String> = self
+            .columns
+            .iter()
+            .map(|(name, _)| (*name).to_owned())
+            .collect();
         let all = || std::iter::once(&head).chain(&self.rows);
         let widths: Vec<usize> = (0..self.columns.len())
-            .map(|at| all().map(|row| text::width(&row[at])).max().unwrap_or_default())
+            .map(|at| {
+                all()
+                    .map(|row| text::width(&row[at]))
+                    .max()
+                    .unwrap_or_default()
+            })
             .collect();
         all().map(|row| self.line(row, &widths)).collect()
     }
@@ -62,6 +74,9 @@ mod tests {
         let mut table = Table::new(&[("NAME", Align::Left), ("N", Align::Right)]);
         table.row(["漢字xy".into(), "7".into()]);
         table.row(["b".into(), "1,024".into()]);
-        assert_eq!(table.lines(), ["NAME        N", "漢字xy      7", "b       1,024"]);
+        assert_eq!(
+            table.lines(),
+            ["NAME        N", "漢字xy      7", "b       1,024"]
+        );
     }
 }

@@ -66,7 +66,7 @@ pub(crate) fn rate(value: f64) -> String {
     let decimals = match scaled.abs() {
         v if v >= 99.95 => 0,
         v if v >= 9.995 || !unit.is_empty() => 1,
-        v if v == 0.0 => 0,
+        0.0 => 0,
         _ => 2,
     };
     format!("{scaled:.decimals$}{unit}")
@@ -164,7 +164,10 @@ mod tests {
     #[test]
     fn durations_have_two_units() {
         let told = [1.5, 12.0, 192.0, 11_520.0, 356_400.0].map(Duration::from_secs_f64);
-        assert_eq!(told.map(duration), ["1.5s", "12s", "3m12s", "3h12m", "4d3h"]);
+        assert_eq!(
+            told.map(duration),
+            ["1.5s", "12s", "3m12s", "3h12m", "4d3h"]
+        );
     }
 
     #[test]
@@ -187,7 +190,10 @@ mod tests {
 
     #[test]
     fn near_words_are_found() {
-        assert_eq!(nearest("aritmetic", ["guess", "arithmetic"].into_iter()), Some("arithmetic"));
+        assert_eq!(
+            nearest("aritmetic", ["guess", "arithmetic"].into_iter()),
+            Some("arithmetic")
+        );
         assert_eq!(nearest("xyz", ["guess"].into_iter()), None);
     }
 }

@@ -12,8 +12,10 @@ mod record;
 pub(crate) mod run;
 mod work;
 
+use std::sync::{Mutex, PoisonError};
+
 use volley_client::{Client, ClientOptions};
-use volley_protocol::{ErrorCode, Fault};
+use volley_protocol::{ErrorCode, Fault, JobId};
 use volley_runtime::process::Handoff;
 
 use crate::address;
@@ -31,12 +33,12 @@ pub(crate) fn run(verb: Verb, output: &Output, handoff: Handoff) -> Result<(), S
         Verb::Coordinator(args) => Ok(roles::coordinator::run(args, &handoff)?),
         Verb::Worker(args) => Ok(roles::worker::run(args, handoff)?),
         Verb::Learner(args) => Ok(roles::learner::run(args, handoff)?),
-        Verb::Map(args) => block_on(map::run(args, output)),
-        Verb::Put(args) => block_on(put::run(args, output)),
-        Verb::Job(verb) => block_on(job::run(verb, output)),
-        Verb::Run(verb) => block_on(self::run::run(verb, output)),
-        Verb::Adapter(verb) => block_on(adapter::run(verb, output)),
-        Verb::Monitor(args) => block_on(monitor::run(args, output)),
+        Verb::Map(args) => block_on(async |end| map::run(args, output, end).await),
+        Verb::Put(args) => block_on(async |_| put::run(args, output).await),
+        Verb::Job(verb) => block_on(async |end| job::run(verb, output, end).await),
+        Verb::Run(verb) => block_on(async |_| self::run::run(verb, output).await),
+        Verb::Adapter(verb) => block_on(async |_| adapter::run(verb, output).await),
+        Verb::Monitor(args) => block_on(async |_| monitor::run(args, output).await),
         Verb::Doctor(args) => doctor::run(&args, output),
         Verb::Explain(args) => explain::run(&args, output),
         Verb::Completions(args) => completions::run(&args, output),
@@ -44,18 +46,19 @@ pub(crate) fn run(verb: Verb, output: &Output, handoff: Handoff) -> Result<(), S
     }
 }
 
-/// Runs a verb on a runtime of its own; Ctrl-C ends it unless it listens itself.
-fn block_on(verb: impl Future<Output = Result<(), Stop>>) -> Result<(), Stop> {
+/// Runs a verb on a runtime of its own, until Ctrl-C.
+fn block_on(verb: impl AsyncFnOnce(&Interruption) -> Result<(), Stop>) -> Result<(), Stop> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .map_err(|error| Fault::new(ErrorCode::Internal, format!("no runtime: {error}")))?;
+    let interruption = Interruption::default();
     let outcome = runtime.block_on(async {
         tokio::select! {
             biased;
-            outcome = verb => outcome,
-            () = interrupted() => Err(interruption("interrupted").into()),
+            outcome = verb(&interruption) => outcome,
+            () = interrupted() => Err(interruption.told().into()),
         }
     });
     runtime.shutdown_background();
@@ -70,9 +73,23 @@ async fn interrupted() {
     }
 }
 
-/// The fault of a command that was interrupted.
-fn interruption(message: impl Into<String>) -> Fault {
-    Fault::new(ErrorCode::Interrupted, message)
+/// What to say when Ctrl-C ends a verb.
+#[derive(Debug, Default)]
+pub(crate) struct Interruption(Mutex<Option<Fault>>);
+
+impl Interruption {
+    /// From here on the verb leaves this job behind.
+    pub(crate) fn leaves(&self, job: JobId) {
+        let message = format!("interrupted; job {job} goes on");
+        let hint = format!("volley job results {job} --follow; or: volley job cancel {job}");
+        let fault = Fault::new(ErrorCode::Interrupted, message).with_hint(hint);
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(fault);
+    }
+
+    fn told(&self) -> Fault {
+        let left = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        left.unwrap_or_else(|| Fault::new(ErrorCode::Interrupted, "interrupted"))
+    }
 }
 
 /// Connects to the cluster that the flags name.
@@ -83,4 +100,19 @@ async fn connect(cluster: &ClusterArgs, name: &str) -> Result<Client, Fault> {
         ..ClientOptions::default()
     };
     Client::connect_with(address, options).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_interrupts_learns_how_to_come_back() {
+        let interruption = Interruption::default();
+        assert_eq!(interruption.told().hint, "");
+        interruption.leaves(JobId(0xab));
+        let fault = interruption.told();
+        assert_eq!(fault.code.exit_status(), 130);
+        assert!(fault.hint.contains("--follow") && fault.hint.contains("cancel"));
+    }
 }

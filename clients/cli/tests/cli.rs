@@ -35,8 +35,21 @@ fn help_names_every_verb_and_the_exit_statuses() {
     let output = volley(&["--help"]);
     assert_eq!(status(&output), 0);
     let verbs = [
-        "train", "up", "coordinator", "worker", "learner", "map", "put", "job", "run", "adapter",
-        "monitor", "doctor", "explain", "completions", "policy",
+        "train",
+        "up",
+        "coordinator",
+        "worker",
+        "learner",
+        "map",
+        "put",
+        "job",
+        "run",
+        "adapter",
+        "monitor",
+        "doctor",
+        "explain",
+        "completions",
+        "policy",
     ];
     for verb in verbs {
         let line = format!("\n  {verb} ");
@@ -44,7 +57,10 @@ fn help_names_every_verb_and_the_exit_statuses() {
         assert_eq!(status(&volley(&[verb, "--help"])), 0, "{verb} --help");
     }
     assert!(out(&output).contains("69 coordinator unreachable"));
-    assert_eq!(out(&volley(&["--version"])), concat!("volley ", env!("CARGO_PKG_VERSION"), "\n"));
+    assert_eq!(
+        out(&volley(&["--version"])),
+        concat!("volley ", env!("CARGO_PKG_VERSION"), "\n")
+    );
 }
 
 #[test]
@@ -56,7 +72,10 @@ fn wrong_usage_is_two_and_says_what_was_meant() {
         (&["map", "guess", "--seeds", "16"], "0..16"),
         (&["map", "guess", "--seeds", "4..4"], "nothing"),
         (&["map", "gues", "--seeds", "0..4"], "guess"),
-        (&["map", "faulty", "--seeds", "0..4", "--option", "mod=nan"], "mode"),
+        (
+            &["map", "faulty", "--seeds", "0..4", "--option", "mod=nan"],
+            "mode",
+        ),
         (&["explain", "QUEUE_FUL"], "QUEUE_FULL"),
         (&["job", "list", "--addr", "nonsense"], "HOST:PORT"),
         (&["monitor", "--watch"], "--json"),
@@ -82,8 +101,16 @@ fn without_a_cluster_every_client_says_how_to_start_one() {
     ] {
         let output = volley(args);
         assert_eq!(status(&output), 69, "{args:?}: {}", err(&output));
-        assert!(err(&output).starts_with("error[COORDINATOR_UNREACHABLE]: "), "{}", err(&output));
-        assert!(err(&output).contains("hint: start one: volley up"), "{}", err(&output));
+        assert!(
+            err(&output).starts_with("error[COORDINATOR_UNREACHABLE]: "),
+            "{}",
+            err(&output)
+        );
+        assert!(
+            err(&output).contains("hint: start one: volley up"),
+            "{}",
+            err(&output)
+        );
         assert_eq!(out(&output), "");
     }
 }

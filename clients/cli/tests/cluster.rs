@@ -24,7 +24,11 @@ struct Ended {
 /// A command of somebody who has the address and a certificate.
 fn volley(cluster: &FakeCluster, home: &tempfile::TempDir, args: &[&str]) -> Command {
     let identity = home.path().join("client.identity");
-    cluster.address().identity.save(&identity).expect("a writable directory");
+    cluster
+        .address()
+        .identity
+        .save(&identity)
+        .expect("a writable directory");
     let mut command = Command::new(env!("CARGO_BIN_EXE_volley"));
     command
         .args(args)
@@ -42,7 +46,10 @@ fn volley(cluster: &FakeCluster, home: &tempfile::TempDir, args: &[&str]) -> Com
 
 async fn run(cluster: &FakeCluster, args: &[&str]) -> Ended {
     let home = tempfile::tempdir().expect("a temporary directory");
-    let output = volley(cluster, &home, args).output().await.expect("the binary starts");
+    let output = volley(cluster, &home, args)
+        .output()
+        .await
+        .expect("the binary starts");
     Ended {
         status: output.status.code().expect("no signal ended it"),
         out: String::from_utf8(output.stdout).expect("UTF-8"),
@@ -53,8 +60,14 @@ async fn run(cluster: &FakeCluster, args: &[&str]) -> Ended {
 /// Accepts jobs; three pages of two results each, out of order.
 fn pages(body: &RequestBody) -> Option<ReplyBody> {
     match body {
-        RequestBody::Submit(spec) => Some(ReplyBody::Accepted { job: spec.job, existed: false }),
-        RequestBody::Put { job, .. } => Some(ReplyBody::Accepted { job: *job, existed: false }),
+        RequestBody::Submit(spec) => Some(ReplyBody::Accepted {
+            job: spec.job,
+            existed: false,
+        }),
+        RequestBody::Put { job, .. } => Some(ReplyBody::Accepted {
+            job: *job,
+            existed: false,
+        }),
         RequestBody::Results { cursor, .. } => {
             let first = cursor * 2;
             Some(page(&[first + 1, first], cursor + 1, *cursor == 2))
@@ -109,7 +122,10 @@ fn snapshot() -> ClusterSnapshot {
 
 fn indices(lines: &str) -> Vec<u64> {
     let object = |line: &str| serde_json::from_str::<Value>(line).expect("a line of JSON");
-    lines.lines().map(|line| object(line)["index"].as_u64().expect("an index")).collect()
+    lines
+        .lines()
+        .map(|line| object(line)["index"].as_u64().expect("an index"))
+        .collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -121,20 +137,32 @@ async fn map_prints_each_index_once_although_the_coordinator_is_restarted() {
     });
     let home = tempfile::tempdir().expect("a temporary directory");
     let args = ["map", "guess", "--seeds", "0..6", "--json"];
-    let mut child = volley(&cluster, &home, &args).spawn().expect("the binary starts");
+    let mut child = volley(&cluster, &home, &args)
+        .spawn()
+        .expect("the binary starts");
     let mut stdout = child.stdout.take().expect("piped");
     let mut first = [0u8; 1];
-    stdout.read_exact(&mut first).await.expect("results come before the end");
+    stdout
+        .read_exact(&mut first)
+        .await
+        .expect("results come before the end");
     cluster.stop().await;
     cluster.start(pages);
     let mut rest = String::new();
     let reading = stdout.read_to_string(&mut rest);
-    tokio::time::timeout(Duration::from_secs(20), reading).await.expect("in time").expect("UTF-8");
+    tokio::time::timeout(Duration::from_secs(20), reading)
+        .await
+        .expect("in time")
+        .expect("UTF-8");
     let lines = format!("{}{rest}", char::from(first[0]));
     assert_eq!(indices(&lines), [1, 0, 3, 2, 5, 4]);
     let failed: Value = serde_json::from_str(lines.lines().next().expect("six")).expect("JSON");
     assert_eq!(failed["error"]["code"], "ENV_FAILED");
-    assert_eq!(child.wait().await.expect("it ended").code(), Some(1), "all of them failed");
+    assert_eq!(
+        child.wait().await.expect("it ended").code(),
+        Some(1),
+        "all of them failed"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -142,17 +170,44 @@ async fn map_submits_what_was_asked_and_orders_on_demand() {
     let mut cluster = FakeCluster::new();
     cluster.start(pages);
     let args = [
-        "map", "faulty", "--seeds", "100..103", "--group", "2", "--ordered", "--json", "--retries",
-        "0", "--option", "mode=nan", "--temperature", "0.5", "--split", "train",
+        "map",
+        "faulty",
+        "--seeds",
+        "100..103",
+        "--group",
+        "2",
+        "--ordered",
+        "--json",
+        "--retries",
+        "0",
+        "--option",
+        "mode=nan",
+        "--temperature",
+        "0.5",
+        "--split",
+        "train",
     ];
     let ended = run(&cluster, &args).await;
     assert_eq!(ended.status, 1, "{}", ended.err);
     assert_eq!(indices(&ended.out), [0, 1, 2, 3, 4, 5]);
-    assert!(ended.err.contains("6 rollouts, 6 failed, mean reward -"), "{}", ended.err);
-    assert!(ended.err.contains("6 x ENV_FAILED: rollout 1"), "{}", ended.err);
+    assert!(
+        ended.err.contains("6 rollouts, 6 failed, mean reward -"),
+        "{}",
+        ended.err
+    );
+    assert!(
+        ended.err.contains("6 x ENV_FAILED: rollout 0"),
+        "{}",
+        ended.err
+    );
     let asked = cluster.asked.lock().expect("no panic");
-    let RequestBody::Submit(spec) = &asked[0] else { panic!("{asked:?}") };
-    assert_eq!((spec.first_instance, spec.rollouts, spec.group_size), (100, 6, 2));
+    let RequestBody::Submit(spec) = &asked[0] else {
+        panic!("{asked:?}")
+    };
+    assert_eq!(
+        (spec.first_instance, spec.rollouts, spec.group_size),
+        (100, 6, 2)
+    );
     assert_eq!((spec.retry.retries, spec.sampling.temperature), (0, 0.5));
     assert_eq!((spec.kind, spec.sink), (JobKind::Map, SinkRef::Relay));
     assert_eq!(spec.env.config["mode"], "nan");
@@ -162,15 +217,30 @@ async fn map_submits_what_was_asked_and_orders_on_demand() {
 async fn a_billion_seeds_are_one_request() {
     let mut cluster = FakeCluster::new();
     cluster.start(pages);
-    let args = ["put", "guess", "--seeds", "0..1000000000", "--queue", "big", "--json"];
+    let args = [
+        "put",
+        "guess",
+        "--seeds",
+        "0..1000000000",
+        "--queue",
+        "big",
+        "--json",
+    ];
     let ended = run(&cluster, &args).await;
     assert_eq!(ended.status, 0, "{}", ended.err);
     let object: Value = serde_json::from_str(&ended.out).expect("JSON");
     assert_eq!(object["rollouts"], 1_000_000_000u64);
-    let again = run(&cluster, &["put", "guess", "--seeds", "0..4", "--queue", "big"]).await;
+    let again = run(
+        &cluster,
+        &["put", "guess", "--seeds", "0..4", "--queue", "big"],
+    )
+    .await;
     assert_eq!(object["job"], again.out.trim_end(), "the same queue");
     let asked = cluster.asked.lock().expect("no panic");
-    let puts: Vec<_> = asked.iter().filter(|body| matches!(body, RequestBody::Put { .. })).collect();
+    let puts: Vec<_> = asked
+        .iter()
+        .filter(|body| matches!(body, RequestBody::Put { .. }))
+        .collect();
     assert_eq!(puts.len(), 2);
 }
 
@@ -190,10 +260,21 @@ async fn readers_speak_json() {
         assert_eq!(object["schema"], schema);
     }
     let ended = run(&cluster, &["job", "results", "abcd", "--json"]).await;
-    assert_eq!((ended.status, indices(&ended.out).len()), (1, 6), "{}", ended.err);
+    assert_eq!(
+        (ended.status, indices(&ended.out).len()),
+        (1, 6),
+        "{}",
+        ended.err
+    );
     let ended = run(&cluster, &["job", "show", "weekly"]).await;
     assert_eq!(ended.status, 1);
-    assert!(ended.err.contains("error[NOT_FOUND]: there is no job `weekly`"), "{}", ended.err);
+    assert!(
+        ended
+            .err
+            .contains("error[NOT_FOUND]: there is no job `weekly`"),
+        "{}",
+        ended.err
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -202,10 +283,19 @@ async fn the_plain_monitor_shows_every_process() {
     cluster.start(pages);
     let ended = run(&cluster, &["monitor", "--once"]).await;
     assert_eq!(ended.status, 0, "{}", ended.err);
-    let rows: Vec<Vec<&str>> =
-        ended.out.lines().map(|line| line.split_whitespace().collect()).collect();
-    assert!(rows.iter().any(|row| row.starts_with(&["coordinator", "test", "77", "up"])));
-    assert!(rows.iter().any(|row| row.starts_with(&["learner", "-", "78", "up"])));
+    let rows: Vec<Vec<&str>> = ended
+        .out
+        .lines()
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    assert!(
+        rows.iter()
+            .any(|row| row.starts_with(&["coordinator", "test", "77", "up"]))
+    );
+    assert!(
+        rows.iter()
+            .any(|row| row.starts_with(&["learner", "-", "78", "up"]))
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -217,19 +307,30 @@ async fn interrupting_a_map_tells_how_to_come_back() {
     });
     let home = tempfile::tempdir().expect("a temporary directory");
     let args = ["map", "guess", "--seeds", "0..6"];
-    let child = volley(&cluster, &home, &args).spawn().expect("the binary starts");
+    let child = volley(&cluster, &home, &args)
+        .spawn()
+        .expect("the binary starts");
     let asked = cluster.asked.clone();
     let asks = async {
         while asked.lock().expect("no panic").len() < 2 {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), asks).await.expect("it asks for results");
+    tokio::time::timeout(Duration::from_secs(10), asks)
+        .await
+        .expect("it asks for results");
     let pid = child.id().expect("it runs").to_string();
-    let killed = Command::new("kill").args(["-INT", &pid]).status().await.expect("kill");
+    let killed = Command::new("kill")
+        .args(["-INT", &pid])
+        .status()
+        .await
+        .expect("kill");
     assert!(killed.success());
     let output = child.wait_with_output().await.expect("it ends");
     assert_eq!(output.status.code(), Some(130));
     let err = String::from_utf8(output.stderr).expect("UTF-8");
-    assert!(err.contains("error[INTERRUPTED]") && err.contains("--follow"), "{err}");
+    assert!(
+        err.contains("error[INTERRUPTED]") && err.contains("--follow"),
+        "{err}"
+    );
 }

@@ -75,10 +75,19 @@ fn greedy_texts_are_golden() {
     let prompts = json!({ "prompts": [generation["prompt"]] });
     std::fs::write(&input, prompts.to_string()).expect("writable");
     let model = fixture("");
-    let args =
-        ["generate", "--model", text(&model), "--input", text(&input), "--max-tokens", "8"];
+    let args = [
+        "generate",
+        "--model",
+        text(&model),
+        "--input",
+        text(&input),
+        "--max-tokens",
+        "8",
+    ];
     let generated = volley(&args);
-    let tokens = generated["sequences"][0]["tokens"].as_array().expect("tokens");
+    let tokens = generated["sequences"][0]["tokens"]
+        .as_array()
+        .expect("tokens");
     let expected = generation["tokens"].as_array().expect("golden tokens");
     assert_eq!(tokens[..], expected[..8]);
 }
@@ -91,27 +100,64 @@ fn gradients_and_steps_are_golden() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let grads = dir.path().join("grads.safetensors");
     let config = golden["losses"]["ppo"]["config"].to_string();
-    let batch = ["--model", text(&model), "--adapter", text(&adapter), "--data", text(&data)];
-    let ppo = ["--loss", "ppo", "--loss-config", &config, "--out", text(&grads)];
+    let batch = [
+        "--model",
+        text(&model),
+        "--adapter",
+        text(&adapter),
+        "--data",
+        text(&data),
+    ];
+    let ppo = [
+        "--loss",
+        "ppo",
+        "--loss-config",
+        &config,
+        "--out",
+        text(&grads),
+    ];
     let told = volley(&[&["grad"], &batch[..], &ppo].concat());
     let close = |value: &Value, expected: &Value| {
         let (value, expected) = (value.as_f64().expect("a"), expected.as_f64().expect("b"));
         (value - expected).abs() <= 1e-4 * expected.abs()
     };
-    assert!(close(&told["loss_sum"], &golden["losses"]["ppo"]["loss_sum"]), "{}", told["loss_sum"]);
-    assert!(close(&told["grad_norm"], &golden["losses"]["ppo"]["grad_global_norm"]));
+    assert!(
+        close(&told["loss_sum"], &golden["losses"]["ppo"]["loss_sum"]),
+        "{}",
+        told["loss_sum"]
+    );
+    assert!(close(
+        &told["grad_norm"],
+        &golden["losses"]["ppo"]["grad_global_norm"]
+    ));
     let written = SafetensorsFile::open(&grads).expect("written");
     let expected = SafetensorsFile::open(&fixture("golden_grads.safetensors")).expect("golden");
-    let names: Vec<&str> = expected.names().filter_map(|n| n.strip_prefix("ppo/")).collect();
-    assert!(names.iter().all(|name| written.tensor(name).is_ok()), "{names:?}");
+    let names: Vec<&str> = expected
+        .names()
+        .filter_map(|n| n.strip_prefix("ppo/"))
+        .collect();
+    assert!(
+        names.iter().all(|name| written.tensor(name).is_ok()),
+        "{names:?}"
+    );
 
     let out = dir.path().join("adapter");
-    let importance = ["--loss", "importance_sampling", "--steps", "3", "--lr", "1e-3"];
+    let importance = [
+        "--loss",
+        "importance_sampling",
+        "--steps",
+        "3",
+        "--lr",
+        "1e-3",
+    ];
     let decay = ["--weight-decay", "0.1", "--out", text(&out)];
     let told = volley(&[&["adamw"], &batch[..], &importance, &decay].concat());
     let steps = golden["adamw"]["wd01"]["steps"].as_array().expect("three");
     for (told, expected) in told["steps"].as_array().expect("three").iter().zip(steps) {
-        assert!(close(&told["grad_norm"], &expected["grad_norm"]), "{told} {expected}");
+        assert!(
+            close(&told["grad_norm"], &expected["grad_norm"]),
+            "{told} {expected}"
+        );
     }
     assert!(out.join("adapter_config.json").exists());
 }

@@ -4,9 +4,12 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use support::{FakeCluster, page, spec};
+use support::{FakeCluster, page};
 use volley_client::{Client, ClientOptions, Contact, OrderedResults};
 use volley_protocol::client::{ReplyBody, RequestBody};
+use volley_protocol::job::{
+    EnvSpec, JobKind, JobSpec, PolicyRef, RetryPolicy, SamplingSpec, SinkRef, Split,
+};
 use volley_protocol::{ErrorCode, JobId};
 
 const JOB: JobId = JobId(0xab);
@@ -16,6 +19,28 @@ fn options(absence_ms: u64) -> ClientOptions {
         name: "test".into(),
         first_contact: Duration::from_millis(300),
         absence: Duration::from_millis(absence_ms),
+    }
+}
+
+/// A specification that the protocol accepts.
+fn spec(job: JobId, rollouts: u64) -> JobSpec {
+    JobSpec {
+        job,
+        name: "test".into(),
+        kind: JobKind::Map,
+        env: EnvSpec {
+            name: "guess".into(),
+            split: Split::Eval,
+            config: Default::default(),
+        },
+        first_instance: 0,
+        rollouts,
+        group_size: 1,
+        policy: PolicyRef::Base,
+        sampling: SamplingSpec::default(),
+        retry: RetryPolicy::default(),
+        sink: SinkRef::Relay,
+        keep_ms: 0,
     }
 }
 

@@ -27,7 +27,10 @@ pub(super) fn empty() -> ClusterSnapshot {
         rollouts_per_s: 0.0,
         tokens_per_s: 0.0,
         queue_history: Vec::new(),
-        scaling: ScalingSummary { max: 2, ..ScalingSummary::default() },
+        scaling: ScalingSummary {
+            max: 2,
+            ..ScalingSummary::default()
+        },
         problems: Vec::new(),
         notices: Vec::new(),
     }
@@ -101,7 +104,10 @@ fn run() -> RunSummary {
 
 fn notices(texts: &[&str]) -> Vec<Notice> {
     let at = |number: usize| 11_400_000 + 30_000 * number as u64;
-    let notice = |(number, text): (usize, &&str)| Notice { at_ms: at(number), text: (*text).into() };
+    let notice = |(number, text): (usize, &&str)| Notice {
+        at_ms: at(number),
+        text: (*text).into(),
+    };
     texts.iter().enumerate().map(notice).collect()
 }
 
@@ -126,7 +132,11 @@ pub(super) fn normal() -> ClusterSnapshot {
             max: 8,
             reason: "queue 35 s deep".into(),
         },
-        notices: notices(&["w-4 is up", "adapter v411 is live everywhere", "adapter v412 published"]),
+        notices: notices(&[
+            "w-4 is up",
+            "adapter v411 is live everywhere",
+            "adapter v412 published",
+        ]),
         ..empty()
     }
 }
@@ -149,8 +159,15 @@ pub(super) fn degraded() -> ClusterSnapshot {
         "worker w-3 is lost".into(),
     ];
     snapshot.runs.push(RunSummary {
-        info: RunInfo { name: "older".into(), run: RunId(1), ..run().info },
-        state: RunState::Failed(Fault::new(ErrorCode::LossNonfinite, "loss is nan at step 3")),
+        info: RunInfo {
+            name: "older".into(),
+            run: RunId(1),
+            ..run().info
+        },
+        state: RunState::Failed(Fault::new(
+            ErrorCode::LossNonfinite,
+            "loss is nan at step 3",
+        )),
         connected: false,
         last: None,
         ..run()

@@ -100,7 +100,9 @@ pub(super) fn action(key: KeyEvent) -> Option<Action> {
     if key.modifiers.contains(KeyModifiers::CONTROL) {
         return (key.code == KeyCode::Char('c')).then_some(Action::Quit);
     }
-    let binding = KEYMAP.iter().find(|binding| binding.keys.contains(&key.code));
+    let binding = KEYMAP
+        .iter()
+        .find(|binding| binding.keys.contains(&key.code));
     binding.map(|binding| binding.action)
 }
 
@@ -119,10 +121,19 @@ mod tests {
     #[test]
     fn keys_act() {
         let press = |code, modifiers| action(KeyEvent::new(code, modifiers));
-        assert_eq!(press(KeyCode::Char('q'), KeyModifiers::NONE), Some(Action::Quit));
-        assert_eq!(press(KeyCode::Char('c'), KeyModifiers::CONTROL), Some(Action::Quit));
+        assert_eq!(
+            press(KeyCode::Char('q'), KeyModifiers::NONE),
+            Some(Action::Quit)
+        );
+        assert_eq!(
+            press(KeyCode::Char('c'), KeyModifiers::CONTROL),
+            Some(Action::Quit)
+        );
         assert_eq!(press(KeyCode::Char('q'), KeyModifiers::CONTROL), None);
-        assert_eq!(press(KeyCode::Char('G'), KeyModifiers::SHIFT), Some(Action::Last));
+        assert_eq!(
+            press(KeyCode::Char('G'), KeyModifiers::SHIFT),
+            Some(Action::Last)
+        );
         assert_eq!(press(KeyCode::Char('x'), KeyModifiers::NONE), None);
     }
 }

@@ -103,7 +103,9 @@ struct Screen {
 impl Screen {
     fn open() -> Result<Self, Stop> {
         // It also sets a panic hook that restores the terminal before the message is printed.
-        Ok(Self { terminal: ratatui::try_init()? })
+        Ok(Self {
+            terminal: ratatui::try_init()?,
+        })
     }
 
     fn draw(&mut self, model: &mut Model, look: Look) -> Result<(), Stop> {
@@ -168,7 +170,12 @@ impl Keys {
 /// Time of day in UTC: what all machines of a cluster agree on.
 fn clock(now: SystemTime) -> String {
     let seconds = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() % 86_400;
-    format!("{:02}:{:02}:{:02}Z", seconds / 3_600, seconds / 60 % 60, seconds % 60)
+    format!(
+        "{:02}:{:02}:{:02}Z",
+        seconds / 3_600,
+        seconds / 60 % 60,
+        seconds % 60
+    )
 }
 
 #[cfg(test)]

@@ -61,7 +61,11 @@ impl Look {
     }
 
     pub(super) const fn border(self) -> border::Set<'static> {
-        if self.ascii { BORDER_ASCII } else { border::PLAIN }
+        if self.ascii {
+            BORDER_ASCII
+        } else {
+            border::PLAIN
+        }
     }
 
     /// The sign in front of the health's word.
@@ -92,7 +96,9 @@ impl Look {
     pub(super) fn line(self, words: &str, columns: usize) -> String {
         let line = text::line(words, columns);
         if self.ascii {
-            line.chars().map(|c| if c.is_ascii() { c } else { '?' }).collect()
+            line.chars()
+                .map(|c| if c.is_ascii() { c } else { '?' })
+                .collect()
         } else {
             line
         }

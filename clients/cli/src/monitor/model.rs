@@ -82,11 +82,15 @@ impl Model {
 
     pub(super) fn freshness(&self, now: Instant) -> Freshness {
         match self.heard {
-            None => Freshness::Waiting { why: self.absence.clone() },
+            None => Freshness::Waiting {
+                why: self.absence.clone(),
+            },
             Some(heard) => {
                 let age = now.saturating_duration_since(heard);
                 if age > STALE_AFTER {
-                    Freshness::Stale { age_s: age.as_secs() }
+                    Freshness::Stale {
+                        age_s: age.as_secs(),
+                    }
                 } else {
                     Freshness::Live
                 }
@@ -113,7 +117,10 @@ impl Model {
 
     /// The last page is full, as far as there are workers.
     fn clamp(&mut self) {
-        let workers = self.snapshot.as_ref().map_or(0, |snapshot| snapshot.workers.len());
+        let workers = self
+            .snapshot
+            .as_ref()
+            .map_or(0, |snapshot| snapshot.workers.len());
         self.top = self.top.min(workers.saturating_sub(self.rows_visible));
         debug_assert!(self.top <= workers);
     }
@@ -168,9 +175,17 @@ mod tests {
         let (mut model, begun) = (Model::new(), Instant::now());
         assert_eq!(model.freshness(begun), Freshness::Waiting { why: None });
         model.miss(&Fault::new(ErrorCode::CoordinatorUnreachable, "nobody"));
-        assert_eq!(model.freshness(begun), Freshness::Waiting { why: Some("nobody".into()) });
+        assert_eq!(
+            model.freshness(begun),
+            Freshness::Waiting {
+                why: Some("nobody".into())
+            }
+        );
         model.hear(fixtures::normal(), begun);
-        assert_eq!(model.freshness(begun + Duration::from_secs(1)), Freshness::Live);
+        assert_eq!(
+            model.freshness(begun + Duration::from_secs(1)),
+            Freshness::Live
+        );
         let later = begun + Duration::from_secs(7);
         assert_eq!(model.freshness(later), Freshness::Stale { age_s: 7 });
         model.hear(fixtures::normal(), later);
@@ -183,6 +198,9 @@ mod tests {
         for _ in 0..HISTORY_MAX + 7 {
             model.hear(fixtures::normal(), Instant::now());
         }
-        assert_eq!((model.rollouts.len(), model.tokens.len()), (HISTORY_MAX, HISTORY_MAX));
+        assert_eq!(
+            (model.rollouts.len(), model.tokens.len()),
+            (HISTORY_MAX, HISTORY_MAX)
+        );
     }
 }

@@ -43,7 +43,15 @@ pub(super) fn draw(
         return 1;
     };
     let run = RunView::of(snapshot);
-    let head = head(model, snapshot, run.as_ref(), freshness, clock, look, area.width);
+    let head = head(
+        model,
+        snapshot,
+        run.as_ref(),
+        freshness,
+        clock,
+        look,
+        area.width,
+    );
     let events_rows = if area.height >= 24 { 6 } else { 3 };
     let [head_area, workers, events, keys] = Layout::vertical([
         Constraint::Length(head.len() as u16),
@@ -72,22 +80,35 @@ struct Piece {
 }
 
 fn piece(words: impl Into<String>, tone: Tone, leave_out: u8) -> Piece {
-    Piece { words: words.into(), tone, leave_out }
+    Piece {
+        words: words.into(),
+        tone,
+        leave_out,
+    }
 }
 
 /// Pieces side by side, without those that do not fit, the highest `leave_out` first.
 fn fitted(mut pieces: Vec<Piece>, columns: u16, look: Look) -> Line<'static> {
     let width = |pieces: &[Piece]| {
-        pieces.iter().map(|piece| text::width(&piece.words)).sum::<usize>()
+        pieces
+            .iter()
+            .map(|piece| text::width(&piece.words))
+            .sum::<usize>()
     };
     while width(&pieces) > usize::from(columns) {
-        let worst = pieces.iter().map(|piece| piece.leave_out).max().unwrap_or(0);
+        let worst = pieces
+            .iter()
+            .map(|piece| piece.leave_out)
+            .max()
+            .unwrap_or(0);
         if worst == 0 {
             break;
         }
         pieces.retain(|piece| piece.leave_out != worst);
     }
-    let spans = pieces.into_iter().map(|piece| Span::styled(piece.words, look.style(piece.tone)));
+    let spans = pieces
+        .into_iter()
+        .map(|piece| Span::styled(piece.words, look.style(piece.tone)));
     spans.collect::<Vec<_>>().into()
 }
 
@@ -123,12 +144,23 @@ fn title(
     let uptime = text::duration(Duration::from_millis(snapshot.uptime_ms));
     let mut pieces = vec![
         piece(" volley", Tone::Strong, 6),
-        piece(format!("  {}", look.line(&snapshot.cluster, 20)), Tone::Strong, 0),
-        piece(format!("  v{}", look.line(&snapshot.version, 12)), Tone::Quiet, 7),
+        piece(
+            format!("  {}", look.line(&snapshot.cluster, 20)),
+            Tone::Strong,
+            0,
+        ),
+        piece(
+            format!("  v{}", look.line(&snapshot.version, 12)),
+            Tone::Quiet,
+            7,
+        ),
         piece(format!("  up {uptime}"), Tone::Plain, 5),
     ];
     if let Freshness::Stale { age_s } = freshness {
-        let words = format!("  {} STALE {age_s} s, reconnecting", Health::Unreachable.letter());
+        let words = format!(
+            "  {} STALE {age_s} s, reconnecting",
+            Health::Unreachable.letter()
+        );
         pieces.push(piece(words, Tone::Bad, 0));
     } else {
         let health = Health::of(snapshot);
@@ -139,8 +171,16 @@ fn title(
     if let Some(run) = run {
         let step = format!("  step {}/{}", run.step, run.steps_total);
         pieces.push(piece(step, Tone::Strong, 1));
-        let tone = if run.lag > 0.0 { Tone::Warn } else { Tone::Plain };
-        pieces.push(piece(format!("  adapter v{} lag {:.1}", run.step, run.lag), tone, 3));
+        let tone = if run.lag > 0.0 {
+            Tone::Warn
+        } else {
+            Tone::Plain
+        };
+        pieces.push(piece(
+            format!("  adapter v{} lag {:.1}", run.step, run.lag),
+            tone,
+            3,
+        ));
     }
     pieces.push(piece(format!("  {clock}"), Tone::Quiet, 4));
     pieces
@@ -154,13 +194,20 @@ fn problem(
 ) -> Line<'static> {
     let room = usize::from(columns).saturating_sub(3);
     if let Freshness::Stale { age_s } = freshness {
-        let words = format!("no answer from the coordinator for {age_s} s; below is the last one");
-        return Line::styled(format!(" ! {}", look.line(&words, room)), look.style(Tone::Bad));
+        let words = format!("no answer for {age_s} s; this is what was last seen");
+        return Line::styled(
+            format!(" ! {}", look.line(&words, room)),
+            look.style(Tone::Bad),
+        );
     }
     match worst_problem(snapshot) {
         Some(problem) => {
             let more = snapshot.problems.len().saturating_sub(1);
-            let more = if more > 0 { format!(" (+{more} more)") } else { String::new() };
+            let more = if more > 0 {
+                format!(" (+{more} more)")
+            } else {
+                String::new()
+            };
             let words = look.line(&problem, room.saturating_sub(more.len()));
             Line::styled(format!(" ! {words}{more}"), look.style(Tone::Warn))
         }
@@ -170,25 +217,40 @@ fn problem(
 
 fn queue(snapshot: &ClusterSnapshot, look: Look) -> Vec<Piece> {
     let counts = job_counts(snapshot);
-    let history: Vec<f64> = snapshot.queue_history.iter().map(|n| f64::from(*n)).collect();
+    let history: Vec<f64> = snapshot
+        .queue_history
+        .iter()
+        .map(|n| f64::from(*n))
+        .collect();
     let mut pieces = vec![
         piece(" JOBS ", Tone::Quiet, 0),
         piece(format!("{} open", counts.open), Tone::Strong, 0),
         piece(format!(" {} done", counts.done), Tone::Plain, 2),
     ];
     if counts.cancelled > 0 {
-        pieces.push(piece(format!(" {} cancelled", counts.cancelled), Tone::Plain, 4));
+        pieces.push(piece(
+            format!(" {} cancelled", counts.cancelled),
+            Tone::Plain,
+            4,
+        ));
     }
     pieces.extend([
         piece("   QUEUE ", Tone::Quiet, 0),
         piece(text::count(snapshot.dispatchable), Tone::Strong, 0),
-        piece(format!(" {}", look.curve(&history, CURVE_COLUMNS)), Tone::Curve, 3),
+        piece(
+            format!(" {}", look.curve(&history, CURVE_COLUMNS)),
+            Tone::Curve,
+            3,
+        ),
         piece("   LEASED ", Tone::Quiet, 0),
         piece(text::count(snapshot.leased), Tone::Strong, 0),
     ]);
     if counts.failed_rollouts > 0 {
         let failed = format!("{}!", text::count(counts.failed_rollouts));
-        pieces.extend([piece("   FAILED ", Tone::Quiet, 1), piece(failed, Tone::Warn, 1)]);
+        pieces.extend([
+            piece("   FAILED ", Tone::Quiet, 1),
+            piece(failed, Tone::Warn, 1),
+        ]);
     }
     pieces
 }
@@ -200,10 +262,18 @@ fn rates(model: &Model, snapshot: &ClusterSnapshot, look: Look) -> Vec<Piece> {
     };
     vec![
         piece(" ROLLOUTS/S ", Tone::Quiet, 0),
-        piece(text::rate(f64::from(snapshot.rollouts_per_s)), Tone::Strong, 0),
+        piece(
+            text::rate(f64::from(snapshot.rollouts_per_s)),
+            Tone::Strong,
+            0,
+        ),
         piece(curve(&model.rollouts), Tone::Curve, 1),
         piece("   TOKENS/S ", Tone::Quiet, 0),
-        piece(text::rate(f64::from(snapshot.tokens_per_s)), Tone::Strong, 0),
+        piece(
+            text::rate(f64::from(snapshot.tokens_per_s)),
+            Tone::Strong,
+            0,
+        ),
         piece(curve(&model.tokens), Tone::Curve, 1),
     ]
 }
@@ -243,8 +313,7 @@ fn figures(run: &RunView, look: Look) -> Vec<Piece> {
 }
 
 fn waiting(frame: &mut Frame<'_>, area: Rect, freshness: &Freshness, clock: &str, look: Look) {
-    let [body, keys] =
-        Layout::vertical([Constraint::Min(1), Constraint::Length(1)]).areas(area);
+    let [body, keys] = Layout::vertical([Constraint::Min(1), Constraint::Length(1)]).areas(area);
     let mut lines = vec![
         Line::styled(format!(" volley  {clock}"), look.style(Tone::Strong)),
         Line::styled(" waiting for the coordinator", look.style(Tone::Warn)),
@@ -262,7 +331,11 @@ fn key_bar(columns: u16, look: Look) -> Line<'static> {
     let mut pieces = Vec::with_capacity(2 * KEYMAP.len());
     for (leave_out, binding) in (0u8..).zip(&KEYMAP) {
         let gap = if leave_out == 0 { " " } else { "  " };
-        pieces.push(piece(format!("{gap}{}", binding.shown), Tone::Strong, leave_out));
+        pieces.push(piece(
+            format!("{gap}{}", binding.shown),
+            Tone::Strong,
+            leave_out,
+        ));
         pieces.push(piece(format!(" {}", binding.word), Tone::Quiet, leave_out));
     }
     fitted(pieces, columns, look)

@@ -21,7 +21,12 @@ struct Column {
 }
 
 const fn column(head: &'static str, columns: usize, from: u16, right: bool) -> Column {
-    Column { head, columns, from, right }
+    Column {
+        head,
+        columns,
+        from,
+        right,
+    }
 }
 
 /// Everything fits 78 inner columns; at 58 the figures that can wait are left out.
@@ -69,7 +74,11 @@ pub(super) fn workers(
 
 fn workers_title(snapshot: &ClusterSnapshot, columns: u16, look: Look) -> String {
     let scaling = &snapshot.scaling;
-    let up = snapshot.workers.iter().filter(|w| w.state == WorkerState::Up).count();
+    let up = snapshot
+        .workers
+        .iter()
+        .filter(|w| w.state == WorkerState::Up)
+        .count();
     let mut title = format!(
         " WORKERS {up}/{} (want {}, {}..{}) ",
         snapshot.workers.len(),
@@ -94,7 +103,10 @@ fn framed(title: &str, look: Look) -> Block<'static> {
 }
 
 fn shown_columns(width: u16) -> impl Iterator<Item = (usize, &'static Column)> {
-    COLUMNS.iter().enumerate().filter(move |(_, column)| width >= column.from)
+    COLUMNS
+        .iter()
+        .enumerate()
+        .filter(move |(_, column)| width >= column.from)
 }
 
 fn header(width: u16, look: Look) -> Line<'static> {
@@ -135,7 +147,11 @@ fn row_line(row: &WorkerRow, width: u16, look: Look) -> Line<'static> {
 fn padded(words: &str, column: &Column) -> String {
     let words = text::fit(words, column.columns);
     let padding = " ".repeat(column.columns.saturating_sub(text::width(&words)));
-    if column.right { padding + &words } else { words + &padding }
+    if column.right {
+        padding + &words
+    } else {
+        words + &padding
+    }
 }
 
 /// Draws what happened, newest first.

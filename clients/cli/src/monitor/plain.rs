@@ -23,14 +23,20 @@ pub(super) fn lines(snapshot: &ClusterSnapshot) -> Vec<String> {
         [] => view::worst_problem(snapshot).into_iter().collect(),
         problems => problems.to_vec(),
     };
-    lines.extend(problems.iter().map(|words| format!("! {}", text::line(words, SENTENCE_COLUMNS))));
+    lines.extend(
+        problems
+            .iter()
+            .map(|words| format!("! {}", text::line(words, SENTENCE_COLUMNS))),
+    );
     lines.push(String::new());
     lines.extend(processes(snapshot).lines());
     section(&mut lines, "", jobs(snapshot));
     section(&mut lines, "", runs(snapshot));
     let events = view::events(snapshot);
     let shown = events.iter().take(EVENTS_MAX);
-    let words = shown.map(|event| text::line(event, SENTENCE_COLUMNS)).collect();
+    let words = shown
+        .map(|event| text::line(event, SENTENCE_COLUMNS))
+        .collect();
     section(&mut lines, "EVENTS", words);
     lines
 }
@@ -77,14 +83,26 @@ fn processes(snapshot: &ClusterSnapshot) -> Table {
         let none = || "-".to_owned();
         let pid = pid.to_string();
         let state = state.to_owned();
-        [role.to_owned(), name, pid, state, none(), none(), none(), none(), none()]
+        [
+            role.to_owned(),
+            name,
+            pid,
+            state,
+            none(),
+            none(),
+            none(),
+            none(),
+            none(),
+        ]
     };
     let cluster = text::line(&snapshot.cluster, 24);
     table.row(without_figures("coordinator", cluster, snapshot.pid, "up"));
     let connected: Vec<_> = snapshot.runs.iter().filter(|run| run.connected).collect();
     for (at, pid) in snapshot.learner_pids.iter().enumerate() {
         // Runs and process ids are listed apart; they belong together when they are as many.
-        let run = connected.get(at).filter(|_| connected.len() == snapshot.learner_pids.len());
+        let run = connected
+            .get(at)
+            .filter(|_| connected.len() == snapshot.learner_pids.len());
         let name = run.map_or_else(|| "-".to_owned(), |run| text::line(&run.info.name, 24));
         let state = run.map_or("up", |run| json::run_state(&run.state));
         table.row(without_figures("learner", name, *pid, state));
@@ -159,7 +177,10 @@ fn runs(snapshot: &ClusterSnapshot) -> Vec<String> {
     ];
     let mut table = Table::new(&columns);
     for run in &snapshot.runs {
-        let reward = run.last.as_ref().map(|last| format!("{:.3}", last.reward_mean));
+        let reward = run
+            .last
+            .as_ref()
+            .map(|last| format!("{:.3}", last.reward_mean));
         table.row([
             run.info.run.to_string()[..12].to_owned(),
             text::line(&run.info.name, 24),

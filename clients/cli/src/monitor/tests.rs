@@ -30,7 +30,13 @@ struct Case {
 }
 
 const fn case(name: &'static str, size: (u16, u16), look: Look, model: fn() -> Model) -> Case {
-    Case { name, size, look, model, age: Duration::ZERO }
+    Case {
+        name,
+        size,
+        look,
+        model,
+        age: Duration::ZERO,
+    }
 }
 
 fn cases() -> Vec<Case> {
@@ -41,15 +47,39 @@ fn cases() -> Vec<Case> {
         case("normal-80x24", (80, 24), MONO, || with(fixtures::normal())),
         case("normal-60x15", (60, 15), MONO, || with(fixtures::normal())),
         case("normal-59x15", (59, 15), MONO, || with(fixtures::normal())),
-        case("normal-120x40", (120, 40), MONO, || with(fixtures::normal())),
-        case("normal-80x24-ascii", (80, 24), ASCII, || with(fixtures::normal())),
-        case("degraded-80x24", (80, 24), MONO, || with(fixtures::degraded())),
-        case("degraded-60x15", (60, 15), MONO, || with(fixtures::degraded())),
-        Case { age: stale, ..case("stale-80x24", (80, 24), MONO, || with(fixtures::normal())) },
-        Case { age: stale, ..case("stale-60x15", (60, 15), MONO, || with(fixtures::degraded())) },
+        case(
+            "normal-120x40",
+            (120, 40),
+            MONO,
+            || with(fixtures::normal()),
+        ),
+        case("normal-80x24-ascii", (80, 24), ASCII, || {
+            with(fixtures::normal())
+        }),
+        case("degraded-80x24", (80, 24), MONO, || {
+            with(fixtures::degraded())
+        }),
+        case("degraded-60x15", (60, 15), MONO, || {
+            with(fixtures::degraded())
+        }),
+        Case {
+            age: stale,
+            ..case("stale-80x24", (80, 24), MONO, || with(fixtures::normal()))
+        },
+        Case {
+            age: stale,
+            ..case("stale-60x15", (60, 15), MONO, || with(fixtures::degraded()))
+        },
         case("thousand-80x24", (80, 24), MONO, thousand_at_the_end),
-        case("hostile-80x24", (80, 24), MONO, || with(fixtures::hostile())),
-        case("hostile-60x15-ascii", (60, 15), ASCII, || with(fixtures::hostile())),
+        case(
+            "hostile-80x24",
+            (80, 24),
+            MONO,
+            || with(fixtures::hostile()),
+        ),
+        case("hostile-60x15-ascii", (60, 15), ASCII, || {
+            with(fixtures::hostile())
+        }),
         case("help-80x24", (80, 24), MONO, help),
     ]
 }
@@ -128,8 +158,10 @@ fn file(name: &str) -> PathBuf {
 }
 
 fn all_frames() -> Vec<(String, String)> {
-    let mut frames: Vec<_> =
-        cases().iter().map(|case| (case.name.to_owned(), drawn(case))).collect();
+    let mut frames: Vec<_> = cases()
+        .iter()
+        .map(|case| (case.name.to_owned(), drawn(case)))
+        .collect();
     for (name, snapshot) in [
         ("once-empty", fixtures::empty()),
         ("once-normal", fixtures::normal()),
@@ -145,7 +177,10 @@ fn all_frames() -> Vec<(String, String)> {
 fn frames_are_as_committed() {
     for (name, drawn) in all_frames() {
         let committed = std::fs::read_to_string(file(&name)).unwrap_or_default();
-        assert!(committed == drawn, "{name} differs from its file; it is now\n{drawn}");
+        assert!(
+            committed == drawn,
+            "{name} differs from its file; it is now\n{drawn}"
+        );
     }
 }
 
@@ -172,7 +207,11 @@ fn nothing_from_outside_reaches_the_terminal() {
 fn every_frame_keeps_to_its_size_and_ascii_to_ascii() {
     for case in cases() {
         for row in rows(&frame(&case)) {
-            assert!(crate::text::width(&row) <= usize::from(case.size.0), "{}: {row}", case.name);
+            assert!(
+                crate::text::width(&row) <= usize::from(case.size.0),
+                "{}: {row}",
+                case.name
+            );
             assert!(!case.look.ascii || row.is_ascii(), "{}: {row}", case.name);
         }
     }
@@ -192,7 +231,11 @@ fn without_colour_there_is_none_and_with_it_the_same_words() {
             terminal.backend().buffer().clone()
         };
         let (mono, colour) = (draw(MONO), draw(Look::new(true, false)));
-        assert!(mono.content.iter().all(|cell| cell.fg == Color::Reset && cell.bg == Color::Reset));
+        assert!(
+            mono.content
+                .iter()
+                .all(|cell| cell.fg == Color::Reset && cell.bg == Color::Reset)
+        );
         assert!(colour.content.iter().any(|cell| cell.fg == Color::Cyan));
         assert_eq!(rows(&mono), rows(&colour));
     }
@@ -200,8 +243,14 @@ fn without_colour_there_is_none_and_with_it_the_same_words() {
 
 #[test]
 fn every_size_is_survived() {
-    let models = [with(fixtures::hostile()), thousand_at_the_end(), Model::new()];
-    for (width, height) in (0..=130).step_by(7).flat_map(|w| (0..=45).step_by(4).map(move |h| (w, h)))
+    let models = [
+        with(fixtures::hostile()),
+        thousand_at_the_end(),
+        Model::new(),
+    ];
+    for (width, height) in (0..=130)
+        .step_by(7)
+        .flat_map(|w| (0..=45).step_by(4).map(move |h| (w, h)))
     {
         for model in &models {
             let mut terminal = Terminal::new(TestBackend::new(width, height)).expect("a backend");

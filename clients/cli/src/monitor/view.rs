@@ -22,7 +22,11 @@ pub(super) enum Health {
 
 impl Health {
     pub(super) fn of(snapshot: &ClusterSnapshot) -> Self {
-        if worst_problem(snapshot).is_some() { Self::Degraded } else { Self::Healthy }
+        if worst_problem(snapshot).is_some() {
+            Self::Degraded
+        } else {
+            Self::Healthy
+        }
     }
 
     pub(super) const fn word(self) -> &'static str {
@@ -48,13 +52,17 @@ pub(super) fn worst_problem(snapshot: &ClusterSnapshot) -> Option<String> {
         return Some(problem.clone());
     }
     let failed = snapshot.runs.iter().find_map(|run| match &run.state {
-        RunState::Failed(fault) => {
-            Some(format!("run {} failed: {}: {}", run.info.name, fault.code, fault.message))
-        }
+        RunState::Failed(fault) => Some(format!(
+            "run {} failed: {}: {}",
+            run.info.name, fault.code, fault.message
+        )),
         RunState::Training | RunState::Finished | RunState::Stopped => None,
     });
     let lost = || {
-        let lost = snapshot.workers.iter().filter(|w| w.state == WorkerState::Lost);
+        let lost = snapshot
+            .workers
+            .iter()
+            .filter(|w| w.state == WorkerState::Lost);
         let names: Vec<&str> = lost.map(|worker| worker.name.as_str()).collect();
         match names.as_slice() {
             [] => None,
@@ -98,7 +106,10 @@ impl RunView {
                 ("entropy", format!("{:.2}", last.entropy)),
                 ("grad", format!("{:.2}", last.grad_norm)),
                 ("stale", format!("{:.1}", last.staleness_mean)),
-                ("no signal", format!("{}/{}", last.groups_zero_variance, last.groups)),
+                (
+                    "no signal",
+                    format!("{}/{}", last.groups_zero_variance, last.groups),
+                ),
             ]
         });
         Some(Self {
@@ -108,7 +119,9 @@ impl RunView {
             state: crate::json::run_state(&run.state),
             lag: lag(run.step, &snapshot.workers),
             reward: run.last.as_ref().map(|last| last.reward_mean),
-            trend: slope(&history).map(|slope| slope * 100.0).filter(|trend| trend.is_finite()),
+            trend: slope(&history)
+                .map(|slope| slope * 100.0)
+                .filter(|trend| trend.is_finite()),
             history,
             figures: figures.unwrap_or_default(),
             more: runs.len() - 1,
@@ -117,9 +130,12 @@ impl RunView {
 }
 
 fn lag(step: u64, workers: &[WorkerSummary]) -> f64 {
-    let up = workers.iter().filter(|worker| worker.state == WorkerState::Up);
-    let behind: Vec<f64> =
-        up.map(|worker| step.saturating_sub(worker.adapter_step) as f64).collect();
+    let up = workers
+        .iter()
+        .filter(|worker| worker.state == WorkerState::Up);
+    let behind: Vec<f64> = up
+        .map(|worker| step.saturating_sub(worker.adapter_step) as f64)
+        .collect();
     behind.iter().sum::<f64>() / behind.len().max(1) as f64
 }
 
@@ -157,8 +173,8 @@ pub(super) struct WorkerRow {
 
 impl WorkerRow {
     fn new(worker: &WorkerSummary, step: Option<u64>) -> Self {
-        let lags = worker.state == WorkerState::Up
-            && step.is_some_and(|step| worker.adapter_step < step);
+        let lags =
+            worker.state == WorkerState::Up && step.is_some_and(|step| worker.adapter_step < step);
         let mark = if lags { "!" } else { "" };
         let age = Duration::from_millis(worker.heartbeat_age_ms);
         let known = worker.state != WorkerState::Starting;
@@ -173,7 +189,11 @@ impl WorkerRow {
             tokens_per_s: text::rate(f64::from(worker.tokens_per_s)),
             heartbeat: when_known(text::duration(age)),
             late: known && age > HEARTBEAT_LATE,
-            pid: if worker.pid == 0 { "-".to_owned() } else { worker.pid.to_string() },
+            pid: if worker.pid == 0 {
+                "-".to_owned()
+            } else {
+                worker.pid.to_string()
+            },
         }
     }
 
@@ -229,7 +249,10 @@ pub(super) fn worker_rows(snapshot: &ClusterSnapshot, sort: Sort) -> Vec<WorkerR
         first.then_with(|| by_number(&a.name).cmp(&by_number(&b.name)))
     });
     let step = RunView::of(snapshot).map(|run| run.step);
-    workers.into_iter().map(|worker| WorkerRow::new(worker, step)).collect()
+    workers
+        .into_iter()
+        .map(|worker| WorkerRow::new(worker, step))
+        .collect()
 }
 
 const fn urgency(state: WorkerState) -> u8 {
@@ -275,7 +298,11 @@ pub(super) fn events(snapshot: &ClusterSnapshot) -> Vec<String> {
     newest_first
         .map(|notice| {
             let ago = snapshot.uptime_ms.saturating_sub(notice.at_ms);
-            format!("{:>6} ago  {}", text::duration(Duration::from_millis(ago)), notice.text)
+            format!(
+                "{:>6} ago  {}",
+                text::duration(Duration::from_millis(ago)),
+                notice.text
+            )
         })
         .collect()
 }

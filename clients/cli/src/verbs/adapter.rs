@@ -86,7 +86,10 @@ async fn list(args: ListArgs, output: &Output) -> Result<(), Stop> {
             "versions": versions,
         }));
     }
-    table(&adapters.entries).lines().into_iter().try_for_each(|line| output.data(line))
+    table(&adapters.entries)
+        .lines()
+        .into_iter()
+        .try_for_each(|line| output.data(line))
 }
 
 fn table(entries: &[AdapterEntry]) -> Table {
@@ -104,7 +107,11 @@ fn table(entries: &[AdapterEntry]) -> Table {
             entry.version.step.to_string(),
             entry.version.lineage.to_string(),
             entry.version.digest.short(),
-            if first { "-".to_owned() } else { entry.parent.short() },
+            if first {
+                "-".to_owned()
+            } else {
+                entry.parent.short()
+            },
             text::bytes(entry.bytes),
         ]);
     }
@@ -117,10 +124,12 @@ async fn get(args: GetArgs, output: &Output) -> Result<(), Stop> {
     client.close().await;
     let config = peft_config(&bytes, &args.base_model)?;
     let weights = args.out.join("adapter_model.safetensors");
-    std::fs::create_dir_all(&args.out)
-        .map_err(|error| Stop::file("create", &args.out, &error))?;
+    std::fs::create_dir_all(&args.out).map_err(|error| Stop::file("create", &args.out, &error))?;
     write(&weights, &bytes)?;
-    write(&args.out.join("adapter_config.json"), format!("{config:#}\n").as_bytes())?;
+    write(
+        &args.out.join("adapter_config.json"),
+        format!("{config:#}\n").as_bytes(),
+    )?;
     if args.format.json {
         let mut object = objects::adapter(&entry);
         object["out"] = args.out.to_string_lossy().into();
@@ -128,7 +137,9 @@ async fn get(args: GetArgs, output: &Output) -> Result<(), Stop> {
     }
     let (step, digest) = (entry.version.step, entry.version.digest.short());
     let size = text::bytes(entry.bytes);
-    output.talk(&format!("step {step}, digest {digest}, {size}: checked and written to"));
+    output.talk(&format!(
+        "step {step}, digest {digest}, {size}: checked and written to"
+    ));
     output.data(args.out.display())
 }
 
@@ -136,9 +147,15 @@ async fn fetch(client: &Client, told: &str) -> Result<(AdapterEntry, Vec<u8>), F
     let (run, step) = split(told)?;
     let (run, version) = find_version(client, run, step).await?;
     let adapters = client.adapters(run.info.run).await?;
-    let entry = adapters.entries.into_iter().rfind(|entry| entry.version == version);
+    let entry = adapters
+        .entries
+        .into_iter()
+        .rfind(|entry| entry.version == version);
     let (Some(entry), Some(source)) = (entry, adapters.source) else {
-        let message = format!("the learner of run `{}` is away, it has the bytes", run.info.name);
+        let message = format!(
+            "the learner of run `{}` is away, it has the bytes",
+            run.info.name
+        );
         return Err(Fault::new(ErrorCode::AdapterUnavailable, message)
             .with_hint("start it again: volley train --resume, or volley learner"));
     };
@@ -156,7 +173,10 @@ async fn delete(args: DeleteArgs, output: &Output) -> Result<(), Stop> {
     let (run, version) = find_version(&client, run, step).await?;
     client.adapter_delete(run.info.run, version.step).await?;
     client.close().await;
-    output.talk(&format!("step {} of run {} is deleted", version.step, run.info.name));
+    output.talk(&format!(
+        "step {} of run {} is deleted",
+        version.step, run.info.name
+    ));
     Ok(())
 }
 
@@ -172,18 +192,32 @@ fn split(told: &str) -> Result<(&str, &str), Fault> {
 /// file with PEFT's names and the settings in its metadata.
 fn peft_config(bytes: &[u8], base_model: &str) -> Result<Value, Fault> {
     let unusable = |why: &str| {
-        Fault::new(ErrorCode::AdapterMismatch, format!("the version cannot be written: {why}"))
+        Fault::new(
+            ErrorCode::AdapterMismatch,
+            format!("the version cannot be written: {why}"),
+        )
     };
     let file = SafetensorsFile::from_bytes("adapter", bytes.to_vec())
         .map_err(|error| unusable(&error.to_string()))?;
     let metadata = file.metadata();
-    let field = |key: &str| metadata.get(key).ok_or_else(|| unusable("it lacks its settings"));
-    let rank: u32 = field("rank")?.parse().map_err(|_| unusable("its rank is no number"))?;
-    let alpha: u32 = field("alpha_bits")?.parse().map_err(|_| unusable("its alpha is no number"))?;
+    let field = |key: &str| {
+        metadata
+            .get(key)
+            .ok_or_else(|| unusable("it lacks its settings"))
+    };
+    let rank: u32 = field("rank")?
+        .parse()
+        .map_err(|_| unusable("its rank is no number"))?;
+    let alpha: u32 = field("alpha_bits")?
+        .parse()
+        .map_err(|_| unusable("its alpha is no number"))?;
     // Whole module paths say exactly what is adapted, whatever the base has besides.
     let mut modules: Vec<&str> = file
         .names()
-        .filter_map(|name| name.strip_prefix("base_model.model.")?.strip_suffix(".lora_A.weight"))
+        .filter_map(|name| {
+            name.strip_prefix("base_model.model.")?
+                .strip_suffix(".lora_A.weight")
+        })
         .collect();
     modules.sort_unstable();
     Ok(json!({

@@ -15,6 +15,11 @@ pub(crate) struct CompletionsArgs {
 
 pub(crate) fn run(args: &CompletionsArgs, output: &Output) -> Result<(), Stop> {
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut crate::args::Args::command(), "volley", &mut script);
+    clap_complete::generate(
+        args.shell,
+        &mut crate::args::Args::command(),
+        "volley",
+        &mut script,
+    );
     output.text(&String::from_utf8_lossy(&script))
 }

@@ -58,15 +58,28 @@ struct Finding {
 
 impl Finding {
     fn ok(name: &'static str, value: impl Into<String>) -> Self {
-        Self { name, level: Level::Ok, value: value.into(), fix: String::new() }
+        Self {
+            name,
+            level: Level::Ok,
+            value: value.into(),
+            fix: String::new(),
+        }
     }
 
     fn warn(name: &'static str, value: impl Into<String>, fix: impl Into<String>) -> Self {
-        Self { name, level: Level::Warn, value: value.into(), fix: fix.into() }
+        Self {
+            name,
+            level: Level::Warn,
+            value: value.into(),
+            fix: fix.into(),
+        }
     }
 
     fn bad(name: &'static str, value: impl Into<String>, fix: impl Into<String>) -> Self {
-        Self { level: Level::Bad, ..Self::warn(name, value, fix) }
+        Self {
+            level: Level::Bad,
+            ..Self::warn(name, value, fix)
+        }
     }
 }
 
@@ -82,7 +95,11 @@ pub(crate) fn run(args: &DoctorArgs, output: &Output) -> Result<(), Stop> {
         cpu::clock(),
         network::clusters(),
     ];
-    let worst = findings.iter().map(|finding| finding.level).max().unwrap_or(Level::Ok);
+    let worst = findings
+        .iter()
+        .map(|finding| finding.level)
+        .max()
+        .unwrap_or(Level::Ok);
     if args.format.json {
         let list: Vec<_> = findings
             .iter()
@@ -99,14 +116,25 @@ pub(crate) fn run(args: &DoctorArgs, output: &Output) -> Result<(), Stop> {
             json!({ "schema": "volley.doctor/1", "worst": worst.word(), "findings": list });
         output.json(&object)?;
     } else {
-        findings.iter().flat_map(lines).try_for_each(|line| output.data(line))?;
+        findings
+            .iter()
+            .flat_map(lines)
+            .try_for_each(|line| output.data(line))?;
     }
-    if worst == Level::Bad { Err(Stop::Status(FAILED)) } else { Ok(()) }
+    if worst == Level::Bad {
+        Err(Stop::Status(FAILED))
+    } else {
+        Ok(())
+    }
 }
 
 fn lines(finding: &Finding) -> Vec<String> {
-    let mut lines =
-        vec![format!("{:<5} {:<12} {}", finding.level.word(), finding.name, finding.value)];
+    let mut lines = vec![format!(
+        "{:<5} {:<12} {}",
+        finding.level.word(),
+        finding.name,
+        finding.value
+    )];
     if !finding.fix.is_empty() {
         lines.push(format!("{:<18} fix: {}", "", finding.fix));
     }
@@ -128,7 +156,10 @@ mod tests {
         let finding = Finding::warn("udp buffer", "208.0 KiB", "sysctl");
         assert_eq!(
             lines(&finding),
-            ["warn  udp buffer   208.0 KiB", "                   fix: sysctl"]
+            [
+                "warn  udp buffer   208.0 KiB",
+                "                   fix: sysctl"
+            ]
         );
         assert_eq!(lines(&Finding::ok("cores", "2")), ["ok    cores        2"]);
         assert!(Level::Bad > Level::Warn && Level::Warn > Level::Ok);

@@ -29,8 +29,16 @@ pub(crate) fn run(args: &ExplainArgs, output: &Output) -> Result<(), Stop> {
 fn list(output: &Output) -> Result<(), Stop> {
     for code in ErrorCode::ALL {
         let page = error_pages::page(*code);
-        let summary = page.lines().skip(1).find(|line| !line.is_empty()).unwrap_or_default();
-        output.data(format_args!("{:<26} {:>3}  {summary}", code.name(), code.exit_status()))?;
+        let summary = page
+            .lines()
+            .skip(1)
+            .find(|line| !line.is_empty())
+            .unwrap_or_default();
+        output.data(format_args!(
+            "{:<26} {:>3}  {summary}",
+            code.name(),
+            code.exit_status()
+        ))?;
     }
     Ok(())
 }

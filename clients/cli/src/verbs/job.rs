@@ -7,7 +7,8 @@ use volley_protocol::job::JobKind;
 use volley_protocol::snapshot::JobSummary;
 use volley_protocol::{ErrorCode, Fault, JobId};
 
-use super::map::{Results, Show, left};
+use super::Interruption;
+use super::map::{Results, Show};
 use crate::args::{ClusterArgs, FormatArgs};
 use crate::errors::Stop;
 use crate::json as objects;
@@ -70,12 +71,12 @@ pub(crate) struct ResultsArgs {
     cluster: ClusterArgs,
 }
 
-pub(crate) async fn run(verb: JobVerb, output: &Output) -> Result<(), Stop> {
+pub(crate) async fn run(verb: JobVerb, output: &Output, end: &Interruption) -> Result<(), Stop> {
     match verb {
         JobVerb::List(args) => list(args, output).await,
         JobVerb::Show(args) => show(args, output).await,
         JobVerb::Cancel(args) => cancel(args, output).await,
-        JobVerb::Results(args) => results(args, output).await,
+        JobVerb::Results(args) => results(args, output, end).await,
     }
 }
 
@@ -87,7 +88,10 @@ async fn list(args: ListArgs, output: &Output) -> Result<(), Stop> {
         let jobs: Vec<_> = jobs.iter().map(objects::job).collect();
         return output.json(&json!({ "schema": "volley.jobs/1", "jobs": jobs }));
     }
-    table(&jobs).lines().into_iter().try_for_each(|line| output.data(line))
+    table(&jobs)
+        .lines()
+        .into_iter()
+        .try_for_each(|line| output.data(line))
 }
 
 fn table(jobs: &[JobSummary]) -> Table {
@@ -130,7 +134,9 @@ async fn show(args: JobArgs, output: &Output) -> Result<(), Stop> {
         let object = json!({ "schema": "volley.job/1", "job": objects::job(&job) });
         return output.json(&object);
     }
-    page(&job).into_iter().try_for_each(|line| output.data(line))
+    page(&job)
+        .into_iter()
+        .try_for_each(|line| output.data(line))
 }
 
 fn page(job: &JobSummary) -> Vec<String> {
@@ -142,14 +148,24 @@ fn page(job: &JobSummary) -> Vec<String> {
         line("kind", objects::job_kind(job.kind).to_owned()),
         line("state", objects::job_state(job.state).to_owned()),
         line("rollouts", text::count(job.rollouts)),
-        line("queued", format!("{} ({} may run now)", text::count(job.queued), text::count(job.dispatchable))),
+        line(
+            "queued",
+            format!(
+                "{} ({} may run now)",
+                text::count(job.queued),
+                text::count(job.dispatchable)
+            ),
+        ),
         line("leased", text::count(job.leased)),
         line("done", text::count(job.accepted)),
         line("failed", text::count(job.failed)),
         line("retries", text::count(job.retries)),
     ];
     if let Some((code, message)) = &job.last_failure {
-        lines.push(line("last failure", format!("{code}: {}", text::line(message, 100))));
+        lines.push(line(
+            "last failure",
+            format!("{code}: {}", text::line(message, 100)),
+        ));
     }
     lines
 }
@@ -163,23 +179,26 @@ async fn cancel(args: CancelArgs, output: &Output) -> Result<(), Stop> {
     Ok(())
 }
 
-async fn results(args: ResultsArgs, output: &Output) -> Result<(), Stop> {
+async fn results(args: ResultsArgs, output: &Output, end: &Interruption) -> Result<(), Stop> {
     let client = super::connect(&args.cluster, "volley job").await?;
     let job = find_job(&client, &args.job).await?;
     let summary = client.job(job).await?;
     if summary.kind == JobKind::Train {
         let message = format!("results of job {job} went to its learner, none are kept here");
         let fault = Fault::new(ErrorCode::NotFound, message);
-        return Err(fault.with_hint("volley run show RUN tells how it trains").into());
+        return Err(fault
+            .with_hint("volley run show RUN tells how it trains")
+            .into());
     }
-    let stream = if args.follow { client.results(job) } else { client.results_so_far(job) };
+    let stream = if args.follow {
+        client.results(job)
+    } else {
+        client.results_so_far(job)
+    };
     let due = (args.follow && summary.kind == JobKind::Map).then_some(summary.rollouts);
     let show = Show::new(output, args.format.json, due);
-    let outcome = tokio::select! {
-        biased;
-        outcome = show.all(Results::new(stream, args.ordered)) => outcome,
-        () = super::interrupted() => Err(left(job).into()),
-    };
+    end.leaves(job);
+    let outcome = show.all(Results::new(stream, args.ordered)).await;
     client.close().await;
     outcome
 }
@@ -198,8 +217,10 @@ async fn find_job(client: &Client, told: &str) -> Result<JobId, Fault> {
     let found: Vec<JobId> = jobs.iter().filter(fits).map(|job| job.job).collect();
     match found.as_slice() {
         [job] => Ok(*job),
-        [] => Err(Fault::new(ErrorCode::NotFound, format!("there is no job `{told}`"))
-            .with_hint("`volley job list` shows them")),
+        [] => Err(
+            Fault::new(ErrorCode::NotFound, format!("there is no job `{told}`"))
+                .with_hint("`volley job list` shows them"),
+        ),
         more => {
             let message = format!("`{told}` names {} jobs", more.len());
             Err(Fault::new(ErrorCode::NotFound, message)
@@ -236,7 +257,10 @@ mod tests {
     fn a_list_and_a_page_of_jobs() {
         let lines = table(&[job()]).lines();
         assert!(lines[0].starts_with("JOB           NAME"), "{lines:?}");
-        assert!(lines[1].starts_with("abcd00000000  map\\u{1b}[31m"), "{lines:?}");
+        assert!(
+            lines[1].starts_with("abcd00000000  map\\u{1b}[31m"),
+            "{lines:?}"
+        );
         assert!(lines[1].ends_with("3"));
         let page = page(&job()).join("\n");
         assert!(page.contains("last failure ENV_PANIC: bad state"), "{page}");

@@ -9,6 +9,7 @@ use volley_protocol::client::ResultRecord;
 use volley_protocol::job::JobKind;
 use volley_protocol::{Fault, JobId};
 
+use super::Interruption;
 use super::record::{self, Tally};
 use super::work::WorkArgs;
 use crate::args::{ClusterArgs, FormatArgs};
@@ -36,7 +37,7 @@ pub(crate) struct MapArgs {
     cluster: ClusterArgs,
 }
 
-pub(crate) async fn run(args: MapArgs, output: &Output) -> Result<(), Stop> {
+pub(crate) async fn run(args: MapArgs, output: &Output, end: &Interruption) -> Result<(), Stop> {
     args.work.environment()?;
     let client = super::connect(&args.cluster, "volley map").await?;
     let job = args.job.unwrap_or_else(|| JobId(rand::random()));
@@ -47,23 +48,19 @@ pub(crate) async fn run(args: MapArgs, output: &Output) -> Result<(), Stop> {
     let rollouts = args.work.seeds.count().checked_mul(u64::from(args.group));
     spec.rollouts = rollouts.ok_or_else(|| Stop::usage("seeds times --group overflow"))?;
     let rollouts = spec.rollouts;
-    client.submit(spec).await?;
-    output.talk(&format!("job {job}: {} rollouts of {}", text::count(rollouts), args.work.env));
     let show = Show::new(output, args.format.json, Some(rollouts));
-    let results = Results::new(client.results(job), args.ordered);
-    let outcome = tokio::select! {
-        biased;
-        outcome = show.all(results) => outcome,
-        () = super::interrupted() => Err(left(job).into()),
-    };
+    end.leaves(job);
+    client.submit(spec).await?;
+    output.talk(&format!(
+        "job {job}: {} rollouts of {}",
+        text::count(rollouts),
+        args.work.env
+    ));
+    let outcome = show
+        .all(Results::new(client.results(job), args.ordered))
+        .await;
     client.close().await;
     outcome
-}
-
-/// The command ends, the job does not.
-pub(crate) fn left(job: JobId) -> Fault {
-    super::interruption(format!("interrupted; job {job} goes on"))
-        .with_hint(format!("volley job results {job} --follow; or: volley job cancel {job}"))
 }
 
 /// Results in one order or the other.
@@ -104,23 +101,30 @@ pub(crate) struct Show<'a> {
     /// How many are due, if that is known.
     due: Option<u64>,
     bar: Option<ProgressBar>,
+    begun: Instant,
 }
 
 impl<'a> Show<'a> {
     pub(crate) fn new(output: &'a Output, json: bool, due: Option<u64>) -> Self {
         let bar = due.filter(|_| output.shows_progress()).map(progress_bar);
-        Self { output, json, due, bar }
+        Self {
+            output,
+            json,
+            due,
+            bar,
+            begun: Instant::now(),
+        }
     }
 
     /// Prints every result and what they add up to.
     pub(crate) async fn all(&self, mut results: Results) -> Result<(), Stop> {
-        let (begun, mut tally) = (Instant::now(), Tally::default());
+        let mut tally = Tally::default();
         let outcome = self.each(&mut results, &mut tally).await;
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
         outcome?;
-        let told = tally.conclude(begun.elapsed(), self.output);
+        let told = tally.conclude(self.begun.elapsed(), self.output);
         match self.due.filter(|due| *due != tally.settled()) {
             Some(due) => {
                 let message = format!("the job ended with {} of {due} results", tally.settled());
@@ -153,7 +157,9 @@ impl<'a> Show<'a> {
 }
 
 fn progress_words(tally: &Tally) -> String {
-    let mean = tally.reward_mean().map_or_else(|| "-".to_owned(), |mean| format!("{mean:.3}"));
+    let mean = tally
+        .reward_mean()
+        .map_or_else(|| "-".to_owned(), |mean| format!("{mean:.3}"));
     format!("mean reward {mean}, {} failed", text::count(tally.failed))
 }
 
@@ -175,12 +181,5 @@ mod tests {
         let mut tally = Tally::default();
         tally.add(&record::tests::failed(1));
         assert_eq!(progress_words(&tally), "mean reward -, 1 failed");
-    }
-
-    #[test]
-    fn whoever_interrupts_learns_how_to_come_back() {
-        let fault = left(JobId(0xab));
-        assert_eq!(fault.code.exit_status(), 130);
-        assert!(fault.hint.contains("--follow") && fault.hint.contains("cancel"));
     }
 }

@@ -28,15 +28,25 @@ pub(crate) struct PutArgs {
 
 pub(crate) async fn run(args: PutArgs, output: &Output) -> Result<(), Stop> {
     args.work.environment()?;
-    if let Some(name) = args.queue.as_ref().filter(|name| name.len() > NAME_BYTES_MAX) {
+    if let Some(name) = args
+        .queue
+        .as_ref()
+        .filter(|name| name.len() > NAME_BYTES_MAX)
+    {
         let length = name.len();
         return Err(Stop::usage(format!(
             "a queue's name has at most {NAME_BYTES_MAX} bytes, this one {length}"
         )));
     }
     let client = super::connect(&args.cluster, "volley put").await?;
-    let job = args.queue.as_deref().map_or_else(|| JobId(rand::random()), queue_id);
-    let name = args.queue.clone().unwrap_or_else(|| format!("queue {}", args.work.env));
+    let job = args
+        .queue
+        .as_deref()
+        .map_or_else(|| JobId(rand::random()), queue_id);
+    let name = args
+        .queue
+        .clone()
+        .unwrap_or_else(|| format!("queue {}", args.work.env));
     let spec = args.work.spec(&client, job, JobKind::Queue, name).await?;
     client.submit(spec).await?;
     let extent = Extent {
@@ -52,7 +62,10 @@ pub(crate) async fn run(args: PutArgs, output: &Output) -> Result<(), Stop> {
         let object = json!({ "job": job.to_string(), "put": put, "rollouts": rollouts });
         return output.json(&object);
     }
-    output.talk(&format!("{} rollouts queued; results:", text::count(rollouts)));
+    output.talk(&format!(
+        "{} rollouts queued; results:",
+        text::count(rollouts)
+    ));
     output.talk(&format!("  volley job results {job} --follow"));
     output.data(job)
 }

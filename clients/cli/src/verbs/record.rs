@@ -22,7 +22,11 @@ pub(crate) fn line(record: &ResultRecord) -> String {
             let header = &trajectory.header;
             let cut = if header.truncated { " (cut off)" } else { "" };
             let words = text::line(answer(trajectory), EXCERPT_COLUMNS);
-            format!("{:>8}  {:>8.3}  {words}{cut}", record.index(), header.reward)
+            format!(
+                "{:>8}  {:>8.3}  {words}{cut}",
+                record.index(),
+                header.reward
+            )
         }
         ResultRecord::Failed { index, fault } => {
             let words = text::line(&fault.message, EXCERPT_COLUMNS);
@@ -37,8 +41,9 @@ pub(crate) fn object(record: &ResultRecord) -> Value {
         ResultRecord::Finished(trajectory) => {
             let header = &trajectory.header;
             let said = header.transcript.iter();
-            let transcript: Vec<Value> =
-                said.map(|(role, text)| json!({ "role": role, "content": text })).collect();
+            let transcript: Vec<Value> = said
+                .map(|(role, text)| json!({ "role": role, "content": text }))
+                .collect();
             json!({
                 "index": record.index(),
                 "instance": header.instance,
@@ -64,11 +69,16 @@ pub(crate) fn object(record: &ResultRecord) -> Value {
 /// The last thing the policy said.
 fn answer(trajectory: &Trajectory) -> &str {
     let mut said = trajectory.header.transcript.iter().rev();
-    said.find(|(role, _)| role == "assistant").map_or("", |(_, text)| text)
+    said.find(|(role, _)| role == "assistant")
+        .map_or("", |(_, text)| text)
 }
 
 fn sampled(trajectory: &Trajectory) -> u64 {
-    trajectory.sampled.iter().map(|sampled| u64::from(*sampled)).sum()
+    trajectory
+        .sampled
+        .iter()
+        .map(|sampled| u64::from(*sampled))
+        .sum()
 }
 
 /// What results add up to.
@@ -93,7 +103,10 @@ impl Tally {
             ResultRecord::Failed { fault, .. } => {
                 self.failed += 1;
                 let first = || (0, fault.message.clone());
-                self.failures.entry(fault.code.name()).or_insert_with(first).0 += 1;
+                self.failures
+                    .entry(fault.code.name())
+                    .or_insert_with(first)
+                    .0 += 1;
             }
         }
     }
@@ -109,7 +122,9 @@ impl Tally {
     /// What to tell at the end.
     pub(crate) fn summary(&self, took: Duration) -> Vec<String> {
         let seconds = took.as_secs_f64().max(1e-9);
-        let mean = self.reward_mean().map_or_else(|| "-".to_owned(), |mean| format!("{mean:.3}"));
+        let mean = self
+            .reward_mean()
+            .map_or_else(|| "-".to_owned(), |mean| format!("{mean:.3}"));
         let mut lines = vec![format!(
             "{} rollouts, {} failed, mean reward {mean}, {} rollouts/s, {} tokens/s, {}",
             text::count(self.settled()),
@@ -119,7 +134,11 @@ impl Tally {
             text::duration(took),
         )];
         lines.extend(self.failures.iter().map(|(code, (count, message))| {
-            format!("  {} x {code}: {}", text::count(*count), text::line(message, 100))
+            format!(
+                "  {} x {code}: {}",
+                text::count(*count),
+                text::line(message, 100)
+            )
         }));
         lines
     }
@@ -128,7 +147,11 @@ impl Tally {
     pub(crate) fn conclude(&self, took: Duration, output: &Output) -> Result<(), Stop> {
         output.flush()?;
         self.summary(took).iter().for_each(|line| output.talk(line));
-        if self.failed == 0 { Ok(()) } else { Err(Stop::Status(FAILED)) }
+        if self.failed == 0 {
+            Ok(())
+        } else {
+            Err(Stop::Status(FAILED))
+        }
     }
 }
 
@@ -140,9 +163,16 @@ pub(crate) mod tests {
     use super::*;
 
     pub(crate) fn finished(index: u64, reward: f64, said: &str) -> ResultRecord {
-        let rollout = RolloutId { job: JobId(1), index };
+        let rollout = RolloutId {
+            job: JobId(1),
+            index,
+        };
         let header = TrajectoryHeader {
-            attempt: AttemptId { rollout, epoch: Epoch(1), number: 1 },
+            attempt: AttemptId {
+                rollout,
+                epoch: Epoch(1),
+                number: 1,
+            },
             worker: PeerId(0xb),
             instance: index + 100,
             version: None,
@@ -151,11 +181,19 @@ pub(crate) mod tests {
             metrics: BTreeMap::from([("format_ok".into(), 1.0)]),
             turns: 1,
             truncated: false,
-            transcript: vec![("user".into(), "hi".into()), ("assistant".into(), said.into())],
+            transcript: vec![
+                ("user".into(), "hi".into()),
+                ("assistant".into(), said.into()),
+            ],
             episode_ms: 3,
         };
         let (tokens, logprobs, sampled) = (vec![1, 2, 3], vec![0.0, -1.0, -1.0], vec![0, 1, 1]);
-        ResultRecord::Finished(Box::new(Trajectory { header, tokens, logprobs, sampled }))
+        ResultRecord::Finished(Box::new(Trajectory {
+            header,
+            tokens,
+            logprobs,
+            sampled,
+        }))
     }
 
     pub(crate) fn failed(index: u64) -> ResultRecord {
@@ -166,8 +204,14 @@ pub(crate) mod tests {
     #[test]
     fn lines_are_lines_whatever_was_said() {
         let record = finished(7, 0.5, "four\x1b]0;title\x07\nand more");
-        assert_eq!(line(&record), "       7     0.500  four\\u{1b}]0;title\\u{7} and more");
-        assert_eq!(line(&failed(8)), "       8    failed  ENV_PANIC: divided by zero");
+        assert_eq!(
+            line(&record),
+            "       7     0.500  four\\u{1b}]0;title\\u{7} and more"
+        );
+        assert_eq!(
+            line(&failed(8)),
+            "       8    failed  ENV_PANIC: divided by zero"
+        );
     }
 
     #[test]
@@ -176,8 +220,14 @@ pub(crate) mod tests {
         assert_eq!(object["index"], 7);
         assert_eq!(object["reward"], 0.5);
         assert_eq!(object["metrics"]["format_ok"], 1.0);
-        assert_eq!(object["transcript"][1], json!({ "role": "assistant", "content": "4" }));
-        assert_eq!((&object["tokens"], &object["sampled_tokens"]), (&json!(3), &json!(2)));
+        assert_eq!(
+            object["transcript"][1],
+            json!({ "role": "assistant", "content": "4" })
+        );
+        assert_eq!(
+            (&object["tokens"], &object["sampled_tokens"]),
+            (&json!(3), &json!(2))
+        );
         assert_eq!(object["version"], Value::Null);
         let object = super::object(&failed(8));
         assert_eq!(object["error"]["code"], "ENV_PANIC");
@@ -187,9 +237,14 @@ pub(crate) mod tests {
     #[test]
     fn sums_are_told_with_failures_by_code() {
         let mut tally = Tally::default();
-        [finished(0, 1.0, ""), finished(1, 0.0, ""), failed(2), failed(3)]
-            .iter()
-            .for_each(|record| tally.add(record));
+        [
+            finished(0, 1.0, ""),
+            finished(1, 0.0, ""),
+            failed(2),
+            failed(3),
+        ]
+        .iter()
+        .for_each(|record| tally.add(record));
         assert_eq!((tally.settled(), tally.reward_mean()), (4, Some(0.5)));
         let lines = tally.summary(Duration::from_secs(2));
         let told = "4 rollouts, 2 failed, mean reward 0.500, 2.00 rollouts/s, 2.00 tokens/s, 2.0s";

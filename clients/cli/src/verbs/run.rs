@@ -59,7 +59,10 @@ async fn list(args: ListArgs, output: &Output) -> Result<(), Stop> {
         let runs: Vec<_> = runs.iter().map(objects::run).collect();
         return output.json(&json!({ "schema": "volley.runs/1", "runs": runs }));
     }
-    table(&runs).lines().into_iter().try_for_each(|line| output.data(line))
+    table(&runs)
+        .lines()
+        .into_iter()
+        .try_for_each(|line| output.data(line))
 }
 
 fn table(runs: &[RunSummary]) -> Table {
@@ -75,7 +78,10 @@ fn table(runs: &[RunSummary]) -> Table {
     ];
     let mut table = Table::new(&columns);
     for run in runs {
-        let reward = run.last.as_ref().map(|last| format!("{:.3}", last.reward_mean));
+        let reward = run
+            .last
+            .as_ref()
+            .map(|last| format!("{:.3}", last.reward_mean));
         table.row([
             run.info.run.to_string()[..12].to_owned(),
             text::line(&run.info.name, 24),
@@ -99,8 +105,12 @@ async fn show(args: ShowArgs, output: &Output) -> Result<(), Stop> {
     }
     // Pages of two hundred; the last one is short or empty.
     loop {
-        let progress = client.run_progress(run.info.run, after, Duration::ZERO).await?;
-        let Some(last) = progress.reports.last() else { break };
+        let progress = client
+            .run_progress(run.info.run, after, Duration::ZERO)
+            .await?;
+        let Some(last) = progress.reports.last() else {
+            break;
+        };
         after = last.step.max(after + 1);
         steps.extend(progress.reports);
     }
@@ -110,24 +120,36 @@ async fn show(args: ShowArgs, output: &Output) -> Result<(), Stop> {
         let run = objects::run(&run);
         return output.json(&json!({ "schema": "volley.run/1", "run": run, "steps": steps }));
     }
-    page(&run, &steps).into_iter().try_for_each(|line| output.data(line))
+    page(&run, &steps)
+        .into_iter()
+        .try_for_each(|line| output.data(line))
 }
 
 fn page(run: &RunSummary, steps: &[StepReport]) -> Vec<String> {
     let line = |name: &str, value: String| format!("{name:<12} {value}");
-    let rewards: Vec<f64> = run.reward_history.iter().map(|reward| f64::from(*reward)).collect();
+    let rewards: Vec<f64> = run
+        .reward_history
+        .iter()
+        .map(|reward| f64::from(*reward))
+        .collect();
     let mut lines = vec![
         line("run", run.info.run.to_string()),
         line("name", text::line(&run.info.name, 64)),
         line("environment", text::line(&run.info.environment, 64)),
         line("state", objects::run_state(&run.state).to_owned()),
-        line("learner", if run.connected { "connected" } else { "away" }.to_owned()),
+        line(
+            "learner",
+            if run.connected { "connected" } else { "away" }.to_owned(),
+        ),
         line("base", run.info.base.short()),
         line("rank", run.info.rank.to_string()),
         line("step", format!("{} of {}", run.step, run.info.steps_total)),
     ];
     if let RunState::Failed(fault) = &run.state {
-        lines.push(line("error", format!("{}: {}", fault.code, text::line(&fault.message, 100))));
+        lines.push(line(
+            "error",
+            format!("{}: {}", fault.code, text::line(&fault.message, 100)),
+        ));
     }
     if !rewards.is_empty() {
         lines.push(line("reward", text::curve(&rewards, 60, false)));

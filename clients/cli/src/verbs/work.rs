@@ -63,7 +63,9 @@ impl FromStr for Seeds {
     fn from_str(text: &str) -> Result<Self, String> {
         let number = |part: &str| {
             let digits = part.trim().replace('_', "");
-            digits.parse::<u64>().map_err(|_| format!("`{part}` is no whole number"))
+            digits
+                .parse::<u64>()
+                .map_err(|_| format!("`{part}` is no whole number"))
         };
         let Some((start, end)) = text.split_once("..") else {
             return match number(text) {
@@ -111,7 +113,10 @@ impl WorkArgs {
                 seed: self.sampling_seed,
                 ..SamplingSpec::default()
             },
-            retry: RetryPolicy { retries: self.retries, ..RetryPolicy::default() },
+            retry: RetryPolicy {
+                retries: self.retries,
+                ..RetryPolicy::default()
+            },
             sink: SinkRef::Relay,
             keep_ms: KEEP.as_millis() as u64,
         })
@@ -130,7 +135,11 @@ impl WorkArgs {
             config: config.clone(),
         };
         match volley_env::create(&self.env, &scenario) {
-            Ok(_) => Ok(EnvSpec { name: self.env.clone(), split, config }),
+            Ok(_) => Ok(EnvSpec {
+                name: self.env.clone(),
+                split,
+                config,
+            }),
             Err(error) => {
                 let code = ErrorCode::from_name(error.code()).unwrap_or(ErrorCode::EnvFailed);
                 Err(Fault::new(code, error.to_string()))
@@ -170,8 +179,10 @@ fn pick_run(runs: Vec<RunSummary>, told: &str) -> Result<RunSummary, Fault> {
     let names: Vec<String> = runs.iter().map(|run| run.info.name.clone()).collect();
     let by_name = |run: &RunSummary| run.info.name == told;
     let by_id = |run: &RunSummary| told.len() >= 4 && run.info.run.to_string().starts_with(told);
-    let mut found: Vec<RunSummary> =
-        runs.into_iter().filter(|run| by_name(run) || by_id(run)).collect();
+    let mut found: Vec<RunSummary> = runs
+        .into_iter()
+        .filter(|run| by_name(run) || by_id(run))
+        .collect();
     match (found.pop(), found.len()) {
         (Some(run), 0) => Ok(run),
         (Some(_), more) => {
@@ -248,9 +259,19 @@ mod tests {
     #[test]
     fn seeds_are_a_range() {
         assert_eq!("0..1_000".parse(), Ok(Seeds(0..1_000)));
-        assert_eq!("0..1000000000".parse::<Seeds>().map(|seeds| seeds.count()), Ok(1_000_000_000));
-        assert!("16".parse::<Seeds>().is_err_and(|error| error.contains("0..16")));
-        assert!("4..4".parse::<Seeds>().is_err_and(|error| error.contains("nothing")));
+        assert_eq!(
+            "0..1000000000".parse::<Seeds>().map(|seeds| seeds.count()),
+            Ok(1_000_000_000)
+        );
+        assert!(
+            "16".parse::<Seeds>()
+                .is_err_and(|error| error.contains("0..16"))
+        );
+        assert!(
+            "4..4"
+                .parse::<Seeds>()
+                .is_err_and(|error| error.contains("nothing"))
+        );
         for bad in ["", "a..b", "..", "0..-1", "0..99999999999999999999"] {
             assert!(bad.parse::<Seeds>().is_err(), "{bad}");
         }
@@ -266,10 +287,24 @@ mod tests {
     #[test]
     fn runs_are_found_by_name_and_by_the_beginning_of_their_id() {
         let runs = || vec![run(0xaaaa << 112, "first"), run(0xaabb << 112, "second")];
-        assert_eq!(pick_run(runs(), "first").map(|r| r.info.name), Ok("first".into()));
-        assert_eq!(pick_run(runs(), "aabb").map(|r| r.info.name), Ok("second".into()));
-        assert_eq!(pick_run(runs(), "secnd").expect_err("a slip").hint, "did you mean second?");
+        assert_eq!(
+            pick_run(runs(), "first").map(|r| r.info.name),
+            Ok("first".into())
+        );
+        assert_eq!(
+            pick_run(runs(), "aabb").map(|r| r.info.name),
+            Ok("second".into())
+        );
+        assert_eq!(
+            pick_run(runs(), "secnd").expect_err("a slip").hint,
+            "did you mean second?"
+        );
         let twice = vec![run(1, "same"), run(2, "same")];
-        assert!(pick_run(twice, "same").expect_err("two").message.contains("2 runs"));
+        assert!(
+            pick_run(twice, "same")
+                .expect_err("two")
+                .message
+                .contains("2 runs")
+        );
     }
 }

@@ -11,10 +11,7 @@ use volley_protocol::client::{
 };
 use volley_protocol::codec::{self, Blob, Message as _};
 use volley_protocol::fault::{ErrorCode, Fault};
-use volley_protocol::job::{
-    EnvSpec, JobKind, JobSpec, PolicyRef, RetryPolicy, SamplingSpec, SinkRef, Split,
-};
-use volley_protocol::{Epoch, JobId, PeerId};
+use volley_protocol::{Epoch, PeerId};
 use volley_runtime::greeting;
 
 /// Answers a request; `None` leaves it open for ever.
@@ -115,28 +112,6 @@ async fn serve(
             body,
         });
         let _ = connected.sender.send(ClientReply::KIND as u8, &reply).await;
-    }
-}
-
-/// A specification that the protocol accepts.
-pub(crate) fn spec(job: JobId, rollouts: u64) -> JobSpec {
-    JobSpec {
-        job,
-        name: "test".into(),
-        kind: JobKind::Map,
-        env: EnvSpec {
-            name: "guess".into(),
-            split: Split::Eval,
-            config: Default::default(),
-        },
-        first_instance: 0,
-        rollouts,
-        group_size: 1,
-        policy: PolicyRef::Base,
-        sampling: SamplingSpec::default(),
-        retry: RetryPolicy::default(),
-        sink: SinkRef::Relay,
-        keep_ms: 0,
     }
 }
 

@@ -18,8 +18,8 @@ pub(super) fn features() -> Finding {
     const NAME: &str = "cpu";
     #[cfg(target_arch = "x86_64")]
     {
-        let has_avx512 = std::is_x86_feature_detected!("avx512f")
-            && std::is_x86_feature_detected!("avx512bw");
+        let has_avx512 =
+            std::is_x86_feature_detected!("avx512f") && std::is_x86_feature_detected!("avx512bw");
         let has_avx2 =
             std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma");
         match (has_avx512, has_avx2) {
@@ -38,7 +38,10 @@ pub(super) fn features() -> Finding {
     }
     #[cfg(not(target_arch = "x86_64"))]
     {
-        Finding::ok(NAME, format!("{}: portable kernels", std::env::consts::ARCH))
+        Finding::ok(
+            NAME,
+            format!("{}: portable kernels", std::env::consts::ARCH),
+        )
     }
 }
 
@@ -52,7 +55,10 @@ pub(super) fn cores() -> Finding {
             format!("{cores}, limited to {quota:.2} of one"),
             "raise the CPU limit of this container to at least 1",
         ),
-        Some(quota) => Finding::ok(NAME, format!("{cores}, limited to {quota:.1} by the cgroup")),
+        Some(quota) => Finding::ok(
+            NAME,
+            format!("{cores}, limited to {quota:.1} by the cgroup"),
+        ),
         None => Finding::ok(NAME, cores.to_string()),
     }
 }

@@ -27,13 +27,19 @@ pub(super) fn memory() -> Finding {
         None => format!("{} available", text::bytes(available)),
     };
     if usable < MEMORY_WANTED {
-        return Finding::warn(NAME, value, "every worker holds the model: start fewer, --workers 1");
+        return Finding::warn(
+            NAME,
+            value,
+            "every worker holds the model: start fewer, --workers 1",
+        );
     }
     Finding::ok(NAME, value)
 }
 
 fn available_of(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let line = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib * 1024)
 }
@@ -51,7 +57,11 @@ pub(super) fn descriptors() -> Finding {
         }
         _ => format!("ulimit -n {DESCRIPTORS_WANTED}"),
     };
-    Finding::warn(NAME, format!("at most {current}: enough for a small cluster"), fix)
+    Finding::warn(
+        NAME,
+        format!("at most {current}: enough for a small cluster"),
+        fix,
+    )
 }
 
 #[cfg(test)]

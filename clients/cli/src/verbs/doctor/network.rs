@@ -27,7 +27,10 @@ pub(super) fn udp_buffer() -> Finding {
     }
     Finding::warn(
         NAME,
-        format!("{} allowed: bursts of trajectories lose packets", text::bytes(max)),
+        format!(
+            "{} allowed: bursts of trajectories lose packets",
+            text::bytes(max)
+        ),
         format!("sysctl -w net.core.rmem_max={wanted} net.core.wmem_max={wanted}"),
     )
 }

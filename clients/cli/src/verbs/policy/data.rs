@@ -17,7 +17,9 @@ pub(super) fn read(path: &Path) -> Result<Vec<Datum>, Fault> {
     let mut data = Vec::new();
     loop {
         let i = data.len();
-        let named = [format!("datum{i}.tokens"), format!("seq{i}.tokens")].into_iter().find(has);
+        let named = [format!("datum{i}.tokens"), format!("seq{i}.tokens")]
+            .into_iter()
+            .find(has);
         match named.filter(|_| has(&format!("datum{i}.weights"))) {
             Some(tokens) => data.push(datum(&file, i, &tokens)?),
             None if i == 0 => {
@@ -32,12 +34,17 @@ pub(super) fn read(path: &Path) -> Result<Vec<Datum>, Fault> {
 fn datum(file: &SafetensorsFile, i: usize, tokens: &str) -> Result<Datum, Fault> {
     let floats = |field: &str| {
         let tensor = file.tensor(&format!("datum{i}.{field}"));
-        tensor.map(|tensor| tensor.to_f32()).map_err(|error| engine(&error))
+        tensor
+            .map(|tensor| tensor.to_f32())
+            .map_err(|error| engine(&error))
     };
     let ids = file.integers(tokens).map_err(|error| engine(&error))?;
     let tokens = ids.iter().map(|id| {
         u32::try_from(*id).map_err(|_| {
-            Fault::new(ErrorCode::InvalidRequest, format!("datum {i}: {id} is no token"))
+            Fault::new(
+                ErrorCode::InvalidRequest,
+                format!("datum {i}: {id} is no token"),
+            )
         })
     });
     Ok(Datum {

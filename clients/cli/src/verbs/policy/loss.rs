@@ -6,7 +6,13 @@ use volley_protocol::{ErrorCode, Fault};
 
 use crate::text;
 
-const NAMES: [&str; 5] = ["cross_entropy", "importance_sampling", "ppo", "cispo", "dro"];
+const NAMES: [&str; 5] = [
+    "cross_entropy",
+    "importance_sampling",
+    "ppo",
+    "cispo",
+    "dro",
+];
 
 /// Constants; a loss takes those that it has.
 #[derive(Debug, Default, Deserialize)]
@@ -24,25 +30,48 @@ pub(super) fn parse(name: &str, config: Option<&str>) -> Result<Loss, Fault> {
         .map_err(|error| bad(format!("--loss-config: {error}")))?;
     let clips = config.clip_low_threshold.is_some() || config.clip_high_threshold.is_some();
     let clip = |low: f32, high: f32| {
-        (config.clip_low_threshold.unwrap_or(low), config.clip_high_threshold.unwrap_or(high))
+        (
+            config.clip_low_threshold.unwrap_or(low),
+            config.clip_high_threshold.unwrap_or(high),
+        )
     };
     let (takes_clips, takes_beta, loss) = match name {
         "cross_entropy" => (false, false, Loss::CrossEntropy),
         "importance_sampling" => (false, false, Loss::ImportanceSampling),
         "ppo" => {
             let (clip_low_threshold, clip_high_threshold) = clip(0.8, 1.2);
-            (true, false, Loss::Ppo { clip_low_threshold, clip_high_threshold })
+            (
+                true,
+                false,
+                Loss::Ppo {
+                    clip_low_threshold,
+                    clip_high_threshold,
+                },
+            )
         }
         "cispo" => {
             let (clip_low_threshold, clip_high_threshold) = clip(0.0, 4.0);
-            (true, false, Loss::Cispo { clip_low_threshold, clip_high_threshold })
+            (
+                true,
+                false,
+                Loss::Cispo {
+                    clip_low_threshold,
+                    clip_high_threshold,
+                },
+            )
         }
-        "dro" => (false, true, Loss::Dro { beta: config.beta.unwrap_or(0.05) }),
+        "dro" => (
+            false,
+            true,
+            Loss::Dro {
+                beta: config.beta.unwrap_or(0.05),
+            },
+        ),
         other => {
-            let hint = text::nearest(other, NAMES.into_iter())
-                .map_or_else(|| format!("known: {}", NAMES.join(", ")), |near| {
-                    format!("did you mean {near}?")
-                });
+            let hint = text::nearest(other, NAMES.into_iter()).map_or_else(
+                || format!("known: {}", NAMES.join(", ")),
+                |near| format!("did you mean {near}?"),
+            );
             return Err(bad(format!("there is no loss `{other}`")).with_hint(hint));
         }
     };
@@ -59,12 +88,18 @@ mod tests {
     #[test]
     fn losses_have_names_and_constants() {
         let low = parse("ppo", Some(r#"{"clip_low_threshold": 0.5}"#));
-        let expected = Loss::Ppo { clip_low_threshold: 0.5, clip_high_threshold: 1.2 };
+        let expected = Loss::Ppo {
+            clip_low_threshold: 0.5,
+            clip_high_threshold: 1.2,
+        };
         assert_eq!(low, Ok(expected));
         for name in NAMES {
             assert!(parse(name, Some("{}")).is_ok(), "{name}");
         }
-        assert_eq!(parse("dro", Some(r#"{"beta": 1}"#)), Ok(Loss::Dro { beta: 1.0 }));
+        assert_eq!(
+            parse("dro", Some(r#"{"beta": 1}"#)),
+            Ok(Loss::Dro { beta: 1.0 })
+        );
     }
 
     #[test]
@@ -78,6 +113,9 @@ mod tests {
             let fault = parse(name, Some(config)).expect_err(config);
             assert_eq!(fault.code, ErrorCode::InvalidRequest);
         }
-        assert_eq!(parse("cisp", None).expect_err("a slip").hint, "did you mean cispo?");
+        assert_eq!(
+            parse("cisp", None).expect_err("a slip").hint,
+            "did you mean cispo?"
+        );
     }
 }
