@@ -82,8 +82,17 @@ impl Plan {
         }
     }
 
-    /// Writes `report.html` from what the directory holds.
+    /// Writes `report.html` and its curve alone, `reward.svg`, from what the directory holds.
     pub(crate) fn write_report(&self) -> Result<PathBuf, Fault> {
+        let evaluations = self.directory.info()?.evaluations;
+        let curve = report::curve_svg(&self.directory.reports()?, &evaluations);
+        let path = self.directory.path().join("reward.svg");
+        std::fs::write(&path, curve).map_err(|error| {
+            Fault::new(
+                ErrorCode::IoFailed,
+                format!("{}: {error}", path.display()),
+            )
+        })?;
         report::write(&self.directory)
     }
 }
