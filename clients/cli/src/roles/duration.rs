@@ -6,7 +6,9 @@ use std::time::Duration;
 pub(crate) fn parse(text: &str) -> Result<Duration, String> {
     let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
     let (number, unit) = text.split_at(digits);
-    let number: u64 = number.parse().map_err(|_| format!("`{text}` does not begin with a number"))?;
+    let number: u64 = number
+        .parse()
+        .map_err(|_| format!("`{text}` does not begin with a number"))?;
     let unit_ms = match unit {
         "ms" => 1,
         "s" => 1_000,
@@ -15,7 +17,9 @@ pub(crate) fn parse(text: &str) -> Result<Duration, String> {
         "" => return Err(format!("`{text}` lacks its unit; did you mean `{text}s`?")),
         _ => return Err(format!("`{unit}` is no unit; use ms, s, m or h")),
     };
-    let ms = number.checked_mul(unit_ms).ok_or_else(|| format!("`{text}` is too long"))?;
+    let ms = number
+        .checked_mul(unit_ms)
+        .ok_or_else(|| format!("`{text}` is too long"))?;
     Ok(Duration::from_millis(ms))
 }
 

@@ -77,11 +77,17 @@ impl LocalCluster {
             args.extend(["--logs".into(), logs.clone().into()]);
         }
         let spec = ChildSpec::role("coordinator", args)?;
-        Ok(spec.lifelines(lifelines.clone()).log(self.log("coordinator")))
+        Ok(spec
+            .lifelines(lifelines.clone())
+            .log(self.log("coordinator")))
     }
 
     /// A learner on this cluster, kept alive.
-    pub(crate) fn learner(&self, run_dir: &Path, launchers: &Lifelines) -> Result<RoleHandle, Fault> {
+    pub(crate) fn learner(
+        &self,
+        run_dir: &Path,
+        launchers: &Lifelines,
+    ) -> Result<RoleHandle, Fault> {
         let (this, run_dir) = (self.clone(), run_dir.to_owned());
         let lifelines = Lifelines::own()?.and(launchers);
         let make = move || {
@@ -95,7 +101,9 @@ impl LocalCluster {
                 this.data_dir.clone().into(),
             ];
             let spec = ChildSpec::role("learner", args)?;
-            let spec = spec.identity(identity.to_bytes()).lifelines(lifelines.clone());
+            let spec = spec
+                .identity(identity.to_bytes())
+                .lifelines(lifelines.clone());
             Ok(spec.log(this.log("learner")))
         };
         supervise(make, RestartBudget::default())
@@ -122,8 +130,14 @@ impl LocalCluster {
         };
         let path = identity_path(&self.data_dir, Role::Client);
         let identity = Identity::load(&path).map_err(|error| link_fault(&error))?;
-        let address = ClusterAddress { addr: file.address, identity };
-        let options = ClientOptions { name: "volley launcher".into(), ..ClientOptions::default() };
+        let address = ClusterAddress {
+            addr: file.address,
+            identity,
+        };
+        let options = ClientOptions {
+            name: "volley launcher".into(),
+            ..ClientOptions::default()
+        };
         Client::connect_with(address, options).await
     }
 }

@@ -14,12 +14,18 @@ use super::{duration, serve};
 
 /// The demo model, so that a cluster answers on a machine that has nothing else.
 const EMBEDDED_MODEL: [(&str, &[u8]); 6] = [
-    ("config.json", include_bytes!("../../../../examples/models/tiny-base/config.json")),
+    (
+        "config.json",
+        include_bytes!("../../../../examples/models/tiny-base/config.json"),
+    ),
     (
         "generation_config.json",
         include_bytes!("../../../../examples/models/tiny-base/generation_config.json"),
     ),
-    ("tokenizer.json", include_bytes!("../../../../examples/models/tiny-base/tokenizer.json")),
+    (
+        "tokenizer.json",
+        include_bytes!("../../../../examples/models/tiny-base/tokenizer.json"),
+    ),
     (
         "tokenizer_config.json",
         include_bytes!("../../../../examples/models/tiny-base/tokenizer_config.json"),
@@ -28,7 +34,10 @@ const EMBEDDED_MODEL: [(&str, &[u8]); 6] = [
         "chat_template.jinja",
         include_bytes!("../../../../examples/models/tiny-base/chat_template.jinja"),
     ),
-    ("model.safetensors", include_bytes!("../../../../examples/models/tiny-base/model.safetensors")),
+    (
+        "model.safetensors",
+        include_bytes!("../../../../examples/models/tiny-base/model.safetensors"),
+    ),
 ];
 
 /// Starts a cluster on this machine and keeps it up. Workers come and go with the work.

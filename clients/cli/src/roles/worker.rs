@@ -53,7 +53,10 @@ pub(crate) fn run(args: WorkerArgs, mut handoff: Handoff) -> Result<(), Fault> {
         let (file, cluster) = (args.identity.as_deref(), args.cluster.as_deref());
         let identity = serve::identity(&mut handoff, file, cluster, Role::Worker)?;
         let policy = match args.model {
-            Some(directory) => PolicySource::Model { directory, threads: args.threads },
+            Some(directory) => PolicySource::Model {
+                directory,
+                threads: args.threads,
+            },
             None => PolicySource::Scripted,
         };
         let options = WorkerOptions {
@@ -78,7 +81,10 @@ pub(super) fn address(
         (Some(addr), _) => Ok(addr),
         (None, Some(directory)) => Ok(ClusterFile::read(directory)?.address),
         (None, None) => {
-            let fault = Fault::new(ErrorCode::CoordinatorUnreachable, "no coordinator was named");
+            let fault = Fault::new(
+                ErrorCode::CoordinatorUnreachable,
+                "no coordinator was named",
+            );
             Err(fault.with_hint("name its data directory with --cluster"))
         }
     }

@@ -42,7 +42,14 @@ pub(crate) async fn run(
     let (greedy, greedy_metrics) = means(client, &greedy_job).await?;
     let (sampled, sampled_metrics) = means(client, &sampled_job).await?;
     let instances = held_out.instances;
-    Ok(Evaluation { step, greedy, sampled, greedy_metrics, sampled_metrics, instances })
+    Ok(Evaluation {
+        step,
+        greedy,
+        sampled,
+        greedy_metrics,
+        sampled_metrics,
+        instances,
+    })
 }
 
 impl HeldOut {
@@ -60,7 +67,10 @@ impl HeldOut {
             rollouts: self.instances,
             group_size: 1,
             policy,
-            sampling: SamplingSpec { temperature, ..SamplingSpec::default() },
+            sampling: SamplingSpec {
+                temperature,
+                ..SamplingSpec::default()
+            },
             retry: RetryPolicy::default(),
             sink: SinkRef::Relay,
             keep_ms: KEEP_MS,
@@ -73,14 +83,14 @@ impl HeldOut {
         let what = format!("{} {name} {policy:?} {step} {self:?}", self.run);
         let digest = Digest::of(what.as_bytes());
         let (head, _) = digest.0.split_at(16);
-        JobId(head.iter().fold(0, |id, byte| (id << 8) | u128::from(*byte)))
+        JobId(
+            head.iter()
+                .fold(0, |id, byte| (id << 8) | u128::from(*byte)),
+        )
     }
 }
 
-async fn means(
-    client: &Client,
-    job: &JobSpec,
-) -> Result<(f64, BTreeMap<String, f64>), Fault> {
+async fn means(client: &Client, job: &JobSpec) -> Result<(f64, BTreeMap<String, f64>), Fault> {
     let mut results = client.results(job.job);
     let (mut reward, mut metrics, mut n) = (0.0, BTreeMap::<String, f64>::new(), 0u64);
     while let Some(record) = results.next().await? {

@@ -56,22 +56,32 @@ pub(crate) async fn follow(
         }
     };
     let adapters = client.adapters(plan.run).await?;
-    let head = adapters.entries.last().map(|entry| entry.version).ok_or_else(|| {
-        Fault::new(ErrorCode::NotFound, "the run has published no adapter")
-    })?;
+    let head = adapters
+        .entries
+        .last()
+        .map(|entry| entry.version)
+        .ok_or_else(|| Fault::new(ErrorCode::NotFound, "the run has published no adapter"))?;
     Ok(Followed::sum(state, head, &reports))
 }
 
 async fn wait_for_registration(client: &Client, plan: &Plan) -> Result<(), Fault> {
     let late = tokio::time::Instant::now() + REGISTER_WITHIN;
     while tokio::time::Instant::now() < late {
-        if client.runs().await?.iter().any(|run| run.info.run == plan.run) {
+        if client
+            .runs()
+            .await?
+            .iter()
+            .any(|run| run.info.run == plan.run)
+        {
             return Ok(());
         }
         tokio::time::sleep(REGISTER_WAIT).await;
     }
     let fault = Fault::new(ErrorCode::PeerLost, "the learner did not register its run");
-    Err(fault.with_hint(format!("read {}", plan.directory.logs().join("learner.log").display())))
+    Err(fault.with_hint(format!(
+        "read {}",
+        plan.directory.logs().join("learner.log").display()
+    )))
 }
 
 impl Followed {

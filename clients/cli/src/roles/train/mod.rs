@@ -58,7 +58,10 @@ pub(crate) fn run(args: TrainArgs, handoff: &Handoff) -> Result<(), Fault> {
         let plan = Plan::make(&args)?;
         let mut voice = Voice::open(args.json, &plan.directory.events())?;
         let asked = serve::when_asked_to_end(handoff.lifelines())?;
-        voice.words(&format!("run directory: {}", plan.directory.path().display()));
+        voice.words(&format!(
+            "run directory: {}",
+            plan.directory.path().display()
+        ));
         let outcome = run_cluster(&plan, handoff.lifelines(), asked, &mut voice).await;
         voice.end();
         plan.conclude(&outcome);
@@ -181,7 +184,10 @@ fn finish(
         after.step,
         followed.rollouts,
         followed.mismatch_tokens,
-        plan.directory.adapters().join(format!("step-{:06}", after.step)).display(),
+        plan.directory
+            .adapters()
+            .join(format!("step-{:06}", after.step))
+            .display(),
         report.display(),
     );
     voice.event(&event, &words);
@@ -190,8 +196,13 @@ fn finish(
 
 fn interrupted(plan: &Plan) -> Fault {
     let run_dir = plan.directory.path().display();
-    let fault = Fault::new(ErrorCode::Interrupted, format!("the run in {run_dir} was interrupted"));
-    fault.with_hint(format!("go on with: volley train --resume --run-dir {run_dir}"))
+    let fault = Fault::new(
+        ErrorCode::Interrupted,
+        format!("the run in {run_dir} was interrupted"),
+    );
+    fault.with_hint(format!(
+        "go on with: volley train --resume --run-dir {run_dir}"
+    ))
 }
 
 fn unexpected(role: &str, fault: Option<Fault>) -> Fault {

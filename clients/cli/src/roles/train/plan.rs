@@ -29,7 +29,11 @@ pub(crate) struct Plan {
 impl Plan {
     /// Reads the recipe, applies the command line, and begins or resumes the run's directory.
     pub(crate) fn make(args: &TrainArgs) -> Result<Self, Fault> {
-        let directory = if args.resume { resumed(args)? } else { begun(args)? };
+        let directory = if args.resume {
+            resumed(args)?
+        } else {
+            begun(args)?
+        };
         directory.update(|info| info.set_progress(RunProgress::Training, None))?;
         let mut recipe = directory.recipe()?;
         if let (true, Some(workers)) = (args.resume, args.workers) {
@@ -37,7 +41,11 @@ impl Plan {
             recipe.workers.count = workers;
         }
         let run = directory.run_id()?;
-        Ok(Self { recipe, directory, run })
+        Ok(Self {
+            recipe,
+            directory,
+            run,
+        })
     }
 
     /// The processes beside the learner.
@@ -75,7 +83,9 @@ impl Plan {
             Err(fault) if fault.code == ErrorCode::Interrupted => (RunProgress::Stopped, None),
             Err(fault) => (RunProgress::Failed, Some(fault.to_string())),
         };
-        let kept = self.directory.update(|info| info.set_progress(progress, fault));
+        let kept = self
+            .directory
+            .update(|info| info.set_progress(progress, fault));
         // The report shows what there is, also of a run that was stopped.
         if let Err(fault) = kept.and_then(|_| self.write_report()) {
             tracing::warn!(%fault, "the run's end is not written down");
@@ -88,21 +98,24 @@ impl Plan {
         let curve = report::curve_svg(&self.directory.reports()?, &evaluations);
         let path = self.directory.path().join("reward.svg");
         std::fs::write(&path, curve).map_err(|error| {
-            Fault::new(
-                ErrorCode::IoFailed,
-                format!("{}: {error}", path.display()),
-            )
+            Fault::new(ErrorCode::IoFailed, format!("{}: {error}", path.display()))
         })?;
         report::write(&self.directory)
     }
 }
 
 fn resumed(args: &TrainArgs) -> Result<RunDir, Fault> {
-    let refused = [("--steps", args.steps.is_some()), ("--seed", args.seed.is_some())];
+    let refused = [
+        ("--steps", args.steps.is_some()),
+        ("--seed", args.seed.is_some()),
+    ];
     if let Some((flag, _)) = refused.iter().find(|(_, given)| *given) {
         let message = format!("{flag} cannot change in the middle of a run");
-        return Err(Fault::new(ErrorCode::InvalidRequest, message)
-            .with_hint(format!("leave {flag} out, or begin a new run without --resume")));
+        return Err(
+            Fault::new(ErrorCode::InvalidRequest, message).with_hint(format!(
+                "leave {flag} out, or begin a new run without --resume"
+            )),
+        );
     }
     match (&args.run_dir, &args.recipe) {
         (Some(directory), _) => RunDir::open(directory),

@@ -28,9 +28,17 @@ impl Voice {
     pub(crate) fn open(json: bool, events: &Path) -> Result<Self, Fault> {
         let opened = File::options().append(true).create(true).open(events);
         let events = opened.map_err(|error| {
-            Fault::new(ErrorCode::IoFailed, format!("{}: {error}", events.display()))
+            Fault::new(
+                ErrorCode::IoFailed,
+                format!("{}: {error}", events.display()),
+            )
         })?;
-        Ok(Self { json, bar: None, events, rewards: Vec::new() })
+        Ok(Self {
+            json,
+            bar: None,
+            events,
+            rewards: Vec::new(),
+        })
     }
 
     /// One event, as an object with an `event` key, and the same in words.
@@ -65,7 +73,8 @@ impl Voice {
         }
         let style = "{msg}\n{bar:40.cyan/dim} step {pos}/{len}  {elapsed_precise} < {eta_precise}";
         // The template is a constant, and a test parses it.
-        let style = ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar());
+        let style =
+            ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar());
         let bar = ProgressBar::with_draw_target(Some(steps), ProgressDrawTarget::stderr());
         bar.set_style(style);
         bar.set_position(done);
@@ -112,7 +121,10 @@ impl Voice {
             "held out, {when}: greedy {:.3}, sampled {:.3} ({} instances each)",
             evaluation.greedy, evaluation.sampled, evaluation.instances
         );
-        self.event(&json!({ "event": "evaluated", "when": when, "result": evaluation }), &words);
+        self.event(
+            &json!({ "event": "evaluated", "when": when, "result": evaluation }),
+            &words,
+        );
     }
 }
 
@@ -139,6 +151,12 @@ mod tests {
     fn the_curve_spans_its_values() {
         assert!(curve(&[0.1, 0.5, 0.9]).starts_with("▁▅█"));
         assert_eq!(curve(&[0.5]).chars().next(), Some('▁'));
-        assert_eq!(curve(&vec![1.0; 100]).chars().take_while(|c| *c == '▁').count(), CURVE_STEPS);
+        assert_eq!(
+            curve(&vec![1.0; 100])
+                .chars()
+                .take_while(|c| *c == '▁')
+                .count(),
+            CURVE_STEPS
+        );
     }
 }
