@@ -9,6 +9,7 @@ use std::thread;
 
 use volley_protocol::Fault;
 use volley_runtime::store::Store;
+use volley_runtime::vital::Vital;
 
 use crate::outbound::{Outbound, Outgoing};
 
@@ -52,6 +53,7 @@ impl Committer {
         thread::Builder::new()
             .name("committer".into())
             .spawn(move || {
+                let _vital = Vital("committer");
                 if let Err(fault) = commit_all(&mut *store, &commits, &outbound) {
                     on_failure(fault);
                 }

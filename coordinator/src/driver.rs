@@ -12,6 +12,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use volley_coordinator_core::{Coordinator, Effect, Input, Millis, Record, SessionId};
 use volley_link::Role;
 use volley_protocol::Fault;
+use volley_runtime::mailbox::Mailbox;
 
 use crate::committer::{Commit, Committer};
 use crate::outbound::{Outbound, Outgoing};
@@ -48,6 +49,8 @@ pub(crate) enum DriverMessage {
 /// What the driver starts with.
 pub(crate) struct DriverArguments {
     pub(crate) core: Coordinator,
+    /// Opened before the first input, whose answers may come at once.
+    pub(crate) mailbox: Mailbox<DriverMessage>,
     pub(crate) outbound: Outbound,
     pub(crate) committer: Committer,
     pub(crate) relay: Relay,
@@ -83,6 +86,7 @@ impl Actor for Driver {
         myself: ActorRef<DriverMessage>,
         arguments: DriverArguments,
     ) -> Result<DriverState, ActorProcessingErr> {
+        arguments.mailbox.open(myself.clone());
         let mut state = DriverState {
             core: arguments.core,
             started: Instant::now(),

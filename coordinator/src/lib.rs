@@ -101,6 +101,7 @@ pub async fn run(options: CoordinatorOptions) -> Result<(), Fault> {
     let (on_exit, exited) = oneshot::channel();
     let arguments = DriverArguments {
         core,
+        mailbox,
         outbound,
         committer,
         relay,
@@ -115,7 +116,6 @@ pub async fn run(options: CoordinatorOptions) -> Result<(), Fault> {
                 format!("the driver did not start: {error}"),
             )
         })?;
-    mailbox.open(driver.clone());
     let peer = PeerId(rand::random());
     let accepting = tokio::spawn(listen::accept(listener, epoch, peer, driver.clone()));
 

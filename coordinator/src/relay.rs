@@ -15,6 +15,7 @@ use std::thread;
 use volley_coordinator_core::{Input, SessionId};
 use volley_protocol::fault::{ErrorCode, Fault};
 use volley_protocol::{Epoch, JobId, RolloutId};
+use volley_runtime::vital::Vital;
 
 use crate::outbound::Outbound;
 use keeper::Keeper;
@@ -74,6 +75,7 @@ impl Relay {
         thread::Builder::new()
             .name("relay".into())
             .spawn(move || {
+                let _vital = Vital("relay");
                 if let Err(fault) = keeper.run(&requests, &to_core) {
                     on_failure(fault);
                 }

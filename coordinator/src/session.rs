@@ -16,7 +16,7 @@ use volley_protocol::learner::FromLearner;
 use volley_protocol::limits::TRAJECTORY_BATCH_BYTES_MAX;
 use volley_protocol::version::Hello;
 use volley_protocol::worker::FromWorker;
-use volley_runtime::greeting::close_with;
+use volley_runtime::greeting::{close_with, link_fault};
 
 use crate::driver::DriverMessage;
 use crate::relay::{Relay, RelayRequest};
@@ -24,8 +24,9 @@ use crate::relay::{Relay, RelayRequest};
 /// Messages of one peer that may wait in the driver's mailbox; further ones stay in its stream.
 const MAILBOX_SHARE: usize = 256;
 
-/// Bulk streams of one worker that are read at the same time: with 4 MiB each, 32 MiB.
-const BULK_STREAMS_AT_ONCE: usize = 8;
+/// Bulk streams of one worker that are read at the same time: all that its outbox may have in
+/// flight, so that none waits unread and fills the connection's window. 128 MiB at most.
+const BULK_STREAMS_AT_ONCE: usize = 32;
 
 /// Refused frames after which a peer is told to leave.
 const FORBIDDEN_MAX: u32 = 16;
@@ -250,7 +251,7 @@ async fn read_bulk(session: Session, id: SessionId, relay: Relay) {
         let Ok(permit) = Arc::clone(&at_once).acquire_owned().await else {
             return;
         };
-        let relay = relay.clone();
+        let (session, relay) = (session.clone(), relay.clone());
         tokio::spawn(async move {
             match stream.read_to_end(TRAJECTORY_BATCH_BYTES_MAX).await {
                 Ok(batch) => {
@@ -260,7 +261,8 @@ async fn read_bulk(session: Session, id: SessionId, relay: Relay) {
                         tracing::error!("handing a batch to the relay failed");
                     }
                 }
-                Err(error) => tracing::warn!(%error, "a bulk stream could not be read"),
+                // Its numbers are missing now: only a new session can bring them again.
+                Err(error) => close_with(&session, &link_fault(&error)),
             }
             drop(permit);
         });

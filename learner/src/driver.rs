@@ -250,7 +250,9 @@ impl DriverState {
     fn exit(&mut self, myself: &ActorRef<DriverMessage>, outcome: Result<RunState, Fault>) {
         if let Some(on_exit) = self.on_exit.take() {
             // Nobody listens when the process is leaving already.
-            let _ = on_exit.send(outcome);
+            let leave = move || drop(on_exit.send(outcome));
+            // The last checkpoint may still be on its way to the disk.
+            self.trainer.order(TrainerOrder::Finish(Box::new(leave)));
         }
         myself.stop(None);
     }

@@ -16,6 +16,7 @@ use std::thread;
 use volley_protocol::Trajectory;
 use volley_protocol::fault::{ErrorCode, Fault};
 use volley_runtime::segment::{SEGMENT_START, SegmentReader, SegmentWriter};
+use volley_runtime::vital::Vital;
 
 /// Writes waiting for the disk. Each holds one batch of at most 4 MiB.
 const PENDING_WRITES_MAX: usize = 64;
@@ -60,6 +61,7 @@ impl Intake {
         thread::Builder::new()
             .name("intake".into())
             .spawn(move || {
+                let _vital = Vital("intake");
                 if let Err(fault) = files.serve(&inbox, &synced) {
                     failed(fault);
                 }

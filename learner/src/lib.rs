@@ -34,6 +34,7 @@ use volley_protocol::ids::PeerId;
 use volley_protocol::run::RunState;
 use volley_protocol::version::{Hello, PROTOCOL_VERSION};
 use volley_runtime::greeting::link_fault;
+use volley_runtime::lock::DirLock;
 use volley_runtime::mailbox::Mailbox;
 use volley_runtime::run_dir::RunDir;
 
@@ -62,6 +63,8 @@ pub struct LearnerOptions {
 /// What is wrong with the recipe, the model, the run directory or the network.
 pub async fn run(options: LearnerOptions) -> Result<RunState, Fault> {
     let directory = RunDir::open(&options.run_dir)?;
+    // Two learners in one directory would cut each other's files.
+    let _lock = DirLock::acquire(directory.path())?;
     let link = LinkRuntime::start().map_err(|error| link_fault(&error))?;
     let config = LinkConfig::default();
     let listener = Endpoint::listen(&link, options.listen, &options.identity, config.clone())
@@ -81,6 +84,7 @@ pub async fn run(options: LearnerOptions) -> Result<RunState, Fault> {
         trainer,
         intake_dir,
         versions,
+        limits,
     } = restored;
     let name = format!("learner {}", config.run.name);
 
@@ -116,7 +120,13 @@ pub async fn run(options: LearnerOptions) -> Result<RunState, Fault> {
         name,
         pid: std::process::id(),
     };
-    tokio::spawn(sink::accept(listener, peer, versions, driver.clone()));
+    tokio::spawn(sink::accept(
+        listener,
+        peer,
+        versions,
+        limits,
+        driver.clone(),
+    ));
     let keep = coordinator_link::keep(endpoint.clone(), options.coordinator, hello, driver);
     tokio::spawn(keep);
     let stop = options.stop;

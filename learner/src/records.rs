@@ -248,7 +248,9 @@ fn read_records(path: &Path) -> Result<Vec<StepRecord>, Fault> {
                 check_link(path, records.last(), &record)?;
                 records.push(record);
             }
-            Err(_) if at + 1 == lines.len() => tracing::warn!("a torn step record is dropped"),
+            Err(_) if at + 1 == lines.len() && !text.ends_with('\n') => {
+                tracing::warn!("a torn step record is dropped")
+            }
             Err(error) => {
                 let message = format!("{}:{}: {error}", path.display(), at + 1);
                 return Err(Fault::new(ErrorCode::CheckpointInvalid, message));

@@ -22,6 +22,7 @@ use volley_runtime::run_dir::RunDir;
 
 use crate::driver::arrival;
 use crate::records::{Records, StepRecord};
+use crate::sink::Limits;
 use crate::step::{self, PlayedGroup, StepSettings};
 use crate::trainer::TrainerThread;
 use crate::versions::Versions;
@@ -41,6 +42,7 @@ pub(crate) struct Restored {
     pub(crate) trainer: TrainerThread,
     pub(crate) intake_dir: PathBuf,
     pub(crate) versions: Versions,
+    pub(crate) limits: Limits,
 }
 
 /// Reads a run directory back.
@@ -106,6 +108,10 @@ pub(crate) fn restore(directory: &RunDir, sink_addr: SocketAddr) -> Result<Resto
         trainer: thread,
         intake_dir,
         versions,
+        limits: Limits {
+            vocabulary: model.config().vocab_size,
+            context: model.config().max_position_embeddings,
+        },
     })
 }
 

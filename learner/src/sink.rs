@@ -14,15 +14,19 @@ use volley_protocol::ids::{Epoch, PeerId};
 use volley_protocol::limits::TRAJECTORY_BATCH_BYTES_MAX;
 use volley_protocol::{Digest, trajectory};
 use volley_runtime::conversation;
-use volley_runtime::greeting::{close_with, hear, welcome};
+use volley_runtime::greeting::{close_with, hear, link_fault, welcome};
 
 use crate::driver::{Delivery, DriverMessage};
 use crate::versions::Versions;
 
-/// Bulk streams of one worker that are read and decoded at the same time: 32 MiB at most.
-const BULK_STREAMS_AT_ONCE: usize = 8;
+/// Bulk streams of one worker that are read and decoded at the same time: all that its outbox may
+/// have in flight, so that none waits unread and fills the connection's window. 128 MiB at most.
+const BULK_STREAMS_AT_ONCE: usize = 32;
 
 static NEXT_SESSION: AtomicU64 = AtomicU64::new(1);
+
+/// Rewards and metrics beyond this are nonsense; environments are held to the same bound.
+const REWARD_MAGNITUDE_MAX: f64 = 1e6;
 
 /// A number that no session of this process had before.
 pub(crate) fn next_session() -> SessionId {
@@ -34,13 +38,14 @@ pub(crate) async fn accept(
     mut listener: Listener,
     peer: PeerId,
     versions: Versions,
+    limits: Limits,
     driver: ActorRef<DriverMessage>,
 ) {
     while let Some(connected) = listener.accept().await {
         let (driver, versions) = (driver.clone(), versions.clone());
         tokio::spawn(async move {
             let addr = connected.session.remote_addr();
-            if let Err(fault) = serve(connected, peer, versions, &driver).await {
+            if let Err(fault) = serve(connected, peer, versions, limits, &driver).await {
                 tracing::warn!(%addr, %fault, "a peer was turned away");
             }
         });
@@ -51,6 +56,7 @@ async fn serve(
     mut connected: Connected,
     peer: PeerId,
     versions: Versions,
+    limits: Limits,
     driver: &ActorRef<DriverMessage>,
 ) -> Result<(), Fault> {
     hear(&mut connected).await?;
@@ -76,7 +82,7 @@ async fn serve(
     let bulk = (role == Role::Worker).then(|| {
         // The driver outlives its sessions, but for the moment of leaving.
         let _ = driver.cast(DriverMessage::WorkerUp(id, session.clone(), sender.clone()));
-        tokio::spawn(receive(session.clone(), id, driver.clone()))
+        tokio::spawn(receive(session.clone(), id, limits, driver.clone()))
     });
     let fetches = |ToSink::Fetch { digest }, permit| {
         let (session, sender, versions) = (session.clone(), sender.clone(), versions.clone());
@@ -102,7 +108,7 @@ async fn serve(
 }
 
 /// Reads a worker's trajectories, a bounded number of batches at a time.
-async fn receive(session: Session, id: SessionId, driver: ActorRef<DriverMessage>) {
+async fn receive(session: Session, id: SessionId, limits: Limits, driver: ActorRef<DriverMessage>) {
     let at_once = Arc::new(Semaphore::new(BULK_STREAMS_AT_ONCE));
     while let Ok(stream) = session.accept_bulk().await {
         // The semaphore is never closed, so a permit always comes.
@@ -111,10 +117,12 @@ async fn receive(session: Session, id: SessionId, driver: ActorRef<DriverMessage
         };
         let (session, driver) = (session.clone(), driver.clone());
         tokio::spawn(async move {
-            let Ok(bytes) = stream.read_to_end(TRAJECTORY_BATCH_BYTES_MAX).await else {
-                return;
+            let bytes = match stream.read_to_end(TRAJECTORY_BATCH_BYTES_MAX).await {
+                Ok(bytes) => bytes,
+                // Its numbers are missing now: only a new session can bring them again.
+                Err(error) => return close_with(&session, &link_fault(&error)),
             };
-            match decode(&bytes) {
+            match decode(&bytes, limits) {
                 Ok((first_seq, records)) => {
                     let delivery = Delivery {
                         session: id,
@@ -134,24 +142,43 @@ async fn receive(session: Session, id: SessionId, driver: ActorRef<DriverMessage
     }
 }
 
+/// What a trajectory of this run's model can hold.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    pub(crate) vocabulary: usize,
+    pub(crate) context: usize,
+}
+
 type Records = Vec<Result<Arc<trajectory::Trajectory>, String>>;
 
-fn decode(bytes: &[u8]) -> Result<(u64, Records), CodecError> {
+fn decode(bytes: &[u8], limits: Limits) -> Result<(u64, Records), CodecError> {
     let batch = trajectory::decode_batch(bytes)?;
     let records = batch
         .records
         .into_iter()
-        .map(|(trajectory, _)| usable(trajectory));
+        .map(|(trajectory, _)| usable(trajectory, limits));
     Ok((batch.first_seq, records.collect()))
 }
 
 /// A worker checks its episodes; what slips through must not reach the optimiser.
-fn usable(trajectory: trajectory::Trajectory) -> Result<Arc<trajectory::Trajectory>, String> {
-    if !trajectory.header.reward.is_finite() {
-        return Err("its reward is not finite".into());
+fn usable(
+    trajectory: trajectory::Trajectory,
+    limits: Limits,
+) -> Result<Arc<trajectory::Trajectory>, String> {
+    let header = &trajectory.header;
+    let sane = |number: &f64| number.abs() <= REWARD_MAGNITUDE_MAX;
+    if !sane(&header.reward) || !header.metrics.values().all(sane) {
+        return Err("a reward or metric is not finite or out of bounds".into());
     }
-    if trajectory.tokens.len() < 2 {
+    if !(2..=limits.context).contains(&trajectory.tokens.len()) {
         return Err(format!("it has {} tokens", trajectory.tokens.len()));
+    }
+    if trajectory
+        .tokens
+        .iter()
+        .any(|token| *token as usize >= limits.vocabulary)
+    {
+        return Err("a token is outside the model's vocabulary".into());
     }
     let sampled = trajectory.sampled.iter().zip(&trajectory.logprobs);
     if sampled.clone().any(|(sampled, _)| *sampled > 1) {

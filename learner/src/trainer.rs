@@ -13,6 +13,7 @@ use volley_protocol::adapter::AdapterEntry;
 use volley_protocol::fault::{ErrorCode, Fault};
 use volley_protocol::run::StepReport;
 use volley_runtime::recipe::Train;
+use volley_runtime::vital::Vital;
 
 use crate::records::{Records, StepRecord};
 use crate::step::{self, PlayedGroup, StepSettings};
@@ -35,6 +36,8 @@ pub(crate) enum TrainerOrder {
         /// Called when it is on the disk.
         durable: Box<dyn FnOnce() + Send>,
     },
+    /// Call this when everything ordered before is done.
+    Finish(Box<dyn FnOnce() + Send>),
 }
 
 /// Hands orders to the training thread.
@@ -74,6 +77,7 @@ impl TrainerThread {
         let (orders, inbox) = mpsc::channel();
         let began = Instant::now();
         let work = move || {
+            let _vital = Vital("trainer");
             while let Ok(order) = inbox.recv() {
                 match order {
                     TrainerOrder::Step { batch, groups } => {
@@ -83,6 +87,7 @@ impl TrainerThread {
                         Ok(()) => durable(),
                         Err(fault) => disk_failed(fault),
                     },
+                    TrainerOrder::Finish(done) => done(),
                 }
             }
         };

@@ -31,6 +31,7 @@ use volley_protocol::fault::{ErrorCode, Fault};
 use volley_protocol::ids::PeerId;
 use volley_protocol::version::{Hello, PROTOCOL_VERSION};
 use volley_runtime::greeting::link_fault;
+use volley_runtime::vital::Vital;
 
 use crate::core::{Config, ExitReason, Worker};
 use crate::driver::{Driver, DriverArguments, DriverMessage};
@@ -162,32 +163,35 @@ async fn load(
     // The core never has more than slots + prefetch episodes open, which bounds this channel.
     let report: policy::Report = Box::new(move |event| drop(reports.send(event)));
     let (ready, loaded) = oneshot::channel();
-    let play = move || match source {
-        PolicySource::Scripted => {
-            let numerics = "scripted".to_owned();
-            let player = Player {
-                worker,
-                numerics: numerics.clone(),
-            };
-            let _ = ready.send(Ok(Loaded {
-                numerics,
-                base: Digest::default(),
-            }));
-            scripted::run(&inbox, &player, &report);
-        }
-        PolicySource::Model { directory, threads } => match warm(&directory, threads) {
-            Err(error) => drop(ready.send(Err(Fault::from(&error)))),
-            Ok(warm) => {
-                let numerics = volley_engine::NUMERICS_CLASS.to_owned();
-                let base = Digest(warm.model.digest());
+    let play = move || {
+        let _vital = Vital("policy");
+        match source {
+            PolicySource::Scripted => {
+                let numerics = "scripted".to_owned();
                 let player = Player {
                     worker,
                     numerics: numerics.clone(),
                 };
-                let _ = ready.send(Ok(Loaded { numerics, base }));
-                EnginePolicy::new(warm, player, counters, report).run(&inbox);
+                let _ = ready.send(Ok(Loaded {
+                    numerics,
+                    base: Digest::default(),
+                }));
+                scripted::run(&inbox, &player, &report);
             }
-        },
+            PolicySource::Model { directory, threads } => match warm(&directory, threads) {
+                Err(error) => drop(ready.send(Err(Fault::from(&error)))),
+                Ok(warm) => {
+                    let numerics = volley_engine::NUMERICS_CLASS.to_owned();
+                    let base = Digest(warm.model.digest());
+                    let player = Player {
+                        worker,
+                        numerics: numerics.clone(),
+                    };
+                    let _ = ready.send(Ok(Loaded { numerics, base }));
+                    EnginePolicy::new(warm, player, counters, report).run(&inbox);
+                }
+            },
+        }
     };
     std::thread::Builder::new()
         .name("policy".into())

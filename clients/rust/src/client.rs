@@ -22,6 +22,9 @@ const CALLS_MAX: usize = 64;
 /// A coordinator whose network lives answers within this time, or hangs.
 const ANSWER_WAIT: Duration = Duration::from_secs(30);
 
+/// Longest wait for a goodbye; a coordinator that is gone does not hear it.
+const FAREWELL_WAIT: Duration = Duration::from_secs(1);
+
 /// How a client behaves.
 #[derive(Clone, Debug)]
 pub struct ClientOptions {
@@ -143,7 +146,7 @@ impl Client {
         let (done, ended) = oneshot::channel();
         if self.calls.send(Call::Close { done }).await.is_ok() {
             // The driver drops `done` without a word when it is through.
-            let _ = ended.await;
+            let _ = timeout(FAREWELL_WAIT, ended).await;
         }
     }
 

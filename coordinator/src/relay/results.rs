@@ -4,8 +4,10 @@ use std::path::{Path, PathBuf};
 
 use volley_protocol::RangeSet;
 use volley_protocol::client::{ResultPage, ResultRecord};
+use volley_protocol::codec::CodecError;
 use volley_protocol::fault::{ErrorCode, Fault};
 use volley_protocol::limits::RESULT_PAGE_BYTES_MAX;
+use volley_runtime::files;
 use volley_runtime::segment::{SEGMENT_START, SegmentError, SegmentReader, SegmentWriter};
 
 /// How a rollout is settled by its first record.
@@ -43,10 +45,9 @@ impl JobResults {
             return Ok(results);
         }
         results.writer = Some(open(&results.path)?);
-        let (kept, strays) = results.read_back()?;
-        if strays {
+        if results.read_back()? {
             tracing::warn!(path = %results.path.display(), "results of no known rollout are dropped");
-            results.rewrite(&kept)?;
+            results.rewrite()?;
         }
         Ok(results)
     }
@@ -118,46 +119,59 @@ impl JobResults {
         }
     }
 
-    /// Reads every record; gives those of known rollouts, and whether there were others.
-    fn read_back(&mut self) -> Result<(Vec<Vec<u8>>, bool), Fault> {
+    /// Notes which rollouts are settled how; tells whether there are records of unknown ones.
+    fn read_back(&mut self) -> Result<bool, Fault> {
+        let mut strays = false;
         let failed = |error: &dyn std::fmt::Display| store_fault(&self.path, &error);
         let reader = SegmentReader::open(&self.path).map_err(|error| failed(&error))?;
-        let (mut kept, mut strays) = (Vec::new(), false);
         for record in reader.records(SEGMENT_START) {
             let record = record.map_err(|error| failed(&error))?;
-            let decoded = ResultRecord::decode(&record.payload).map_err(|error| failed(&error))?;
-            let (index, settled) = match decoded {
-                ResultRecord::Finished(trajectory) => {
-                    let index = trajectory.header.attempt.rollout.index;
-                    (index, &mut self.accepted)
-                }
-                ResultRecord::Failed { index, .. } => (index, &mut self.failed),
-            };
-            if index < self.known {
-                settled.insert(index);
-                kept.push(record.payload);
-            } else {
+            let (index, how) = settles(&record.payload).map_err(|error| failed(&error))?;
+            if index >= self.known {
                 strays = true;
+                continue;
             }
+            match how {
+                Settled::Accepted => self.accepted.insert(index),
+                Settled::Failed => self.failed.insert(index),
+            };
         }
-        Ok((kept, strays))
+        Ok(strays)
     }
 
-    fn rewrite(&mut self, kept: &[Vec<u8>]) -> Result<(), Fault> {
+    /// Writes the file anew without the records of unknown rollouts.
+    fn rewrite(&mut self) -> Result<(), Fault> {
         self.writer = None;
         let fresh = self.path.with_extension("fresh");
         let failed = |error: &dyn std::fmt::Display| store_fault(&fresh, &error);
+        // A left-over of an earlier attempt.
         let _ = std::fs::remove_file(&fresh);
         let mut writer = open(&fresh)?;
-        for record in kept {
-            writer.append(record).map_err(|error| failed(&error))?;
+        let reader = SegmentReader::open(&self.path).map_err(|error| failed(&error))?;
+        for record in reader.records(SEGMENT_START) {
+            let payload = record.map_err(|error| failed(&error))?.payload;
+            let (index, _) = settles(&payload).map_err(|error| failed(&error))?;
+            if index < self.known {
+                writer.append(&payload).map_err(|error| failed(&error))?;
+            }
         }
         writer.sync().map_err(|error| failed(&error))?;
         drop(writer);
         std::fs::rename(&fresh, &self.path).map_err(|error| failed(&error))?;
+        files::sync_parent(&self.path).map_err(|error| failed(&error))?;
         self.writer = Some(open(&self.path)?);
         Ok(())
     }
+}
+
+/// Which rollout a record settles, and how.
+fn settles(payload: &[u8]) -> Result<(u64, Settled), CodecError> {
+    Ok(match ResultRecord::decode(payload)? {
+        ResultRecord::Finished(trajectory) => {
+            (trajectory.header.attempt.rollout.index, Settled::Accepted)
+        }
+        ResultRecord::Failed { index, .. } => (index, Settled::Failed),
+    })
 }
 
 fn open(path: &Path) -> Result<SegmentWriter, Fault> {

@@ -10,6 +10,7 @@
 //! | [`run_dir`] | the directory of a training run |
 //! | [`report`] | `report.html` of a run |
 //! | [`cluster_file`] | where a cluster on this machine is |
+//! | [`vital`] | threads whose panic ends the process |
 //! | [`mailbox`] | the way to a driver that does not exist yet |
 //! | [`lock`] | one process per data directory |
 //! | [`files`] | files that are there whole or not at all |
@@ -34,6 +35,7 @@ pub mod run_dir;
 pub mod segment;
 pub mod store;
 pub mod telemetry;
+pub mod vital;
 
 #[cfg(test)]
 mod test_support;

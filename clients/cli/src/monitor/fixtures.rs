@@ -150,7 +150,7 @@ pub(super) fn degraded() -> ClusterSnapshot {
     snapshot.workers[2].heartbeat_age_ms = 8_400;
     snapshot.workers[3].state = WorkerState::Draining;
     let starting = &mut snapshot.workers[4];
-    (starting.state, starting.pid) = (WorkerState::Starting, 0);
+    (starting.state, starting.pid, starting.leased) = (WorkerState::Starting, 0, 39);
     snapshot.jobs[0].failed = 12;
     let panicked = (ErrorCode::EnvPanic, "division by zero".to_owned());
     snapshot.jobs[0].last_failure = Some(panicked);

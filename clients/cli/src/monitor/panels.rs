@@ -31,11 +31,11 @@ const fn column(head: &'static str, columns: usize, from: u16, right: bool) -> C
 
 /// Everything fits 78 inner columns; at 58 the figures that can wait are left out.
 const COLUMNS: [Column; 8] = [
-    column("NAME", 15, 0, false),
+    column("NAME", 14, 0, false),
     column("STATE", 10, 0, false),
-    column("SLOTS", 7, 0, true),
-    column("ADAPTER", 8, 0, true),
-    column("EPISODES", 9, 78, true),
+    column("SLOTS", 9, 0, true),
+    column("ADAPTER", 7, 0, true),
+    column("EPISODES", 9, 77, true),
     column("TOK/S", 6, 0, true),
     column("BEAT", 6, 0, true),
     column("PID", 8, 76, true),

@@ -182,7 +182,7 @@ impl WorkerRow {
         Self {
             name: worker.name.clone(),
             state: worker.state,
-            slots: format!("{}/{}", worker.leased, worker.slots),
+            slots: slots(worker),
             adapter: when_known(format!("{}{mark}", worker.adapter_step)),
             lags,
             episodes: text::count(worker.episodes_total),
@@ -202,6 +202,16 @@ impl WorkerRow {
         let word = worker_state(self.state);
         let letter = word.chars().next().unwrap_or('?').to_ascii_uppercase();
         format!("{letter} {word}")
+    }
+}
+
+/// Busy of all; leases beyond the slots wait at the worker for the next free one.
+fn slots(worker: &WorkerSummary) -> String {
+    let waiting = worker.leased.saturating_sub(worker.slots);
+    let busy = worker.leased - waiting;
+    match waiting {
+        0 => format!("{busy}/{}", worker.slots),
+        waiting => format!("{busy}/{}+{waiting}", worker.slots),
     }
 }
 
@@ -349,6 +359,11 @@ mod tests {
     #[test]
     fn lagging_adapters_are_marked() {
         let rows = worker_rows(&fixtures::degraded(), Sort::Name);
+        assert_eq!(rows[1].slots, "22/32");
+        assert_eq!(
+            rows[4].slots, "32/32+7",
+            "what waits for a slot is told apart"
+        );
         assert_eq!((rows[1].adapter.as_str(), rows[1].lags), ("409!", true));
         assert_eq!((rows[0].adapter.as_str(), rows[0].lags), ("412", false));
     }

@@ -41,7 +41,9 @@ pub(crate) struct LocalCluster {
 impl LocalCluster {
     /// Starts the coordinator and waits until it answers.
     pub(crate) async fn start(&self, launchers: &Lifelines) -> Result<(RoleHandle, Client), Fault> {
-        let announced_before = ClusterFile::read(&self.data_dir).ok().map(|file| file.pid);
+        let announced_before = ClusterFile::read(&self.data_dir)
+            .ok()
+            .map(|file| life(&file));
         let (this, lifelines) = (self.clone(), Lifelines::own()?.and(launchers));
         let make = move || this.coordinator(&lifelines);
         let mut role = supervise(make, RestartBudget::default())?;
@@ -115,11 +117,11 @@ impl LocalCluster {
     }
 
     /// Waits for the announcement of the process that was just started, then for its welcome.
-    async fn connect(&self, announced_before: Option<u32>) -> Result<Client, Fault> {
+    async fn connect(&self, announced_before: Option<(u32, u64)>) -> Result<Client, Fault> {
         let late = tokio::time::Instant::now() + READY_WITHIN;
         let file = loop {
             match ClusterFile::read(&self.data_dir) {
-                Ok(file) if Some(file.pid) != announced_before => break file,
+                Ok(file) if Some(life(&file)) != announced_before => break file,
                 _ if tokio::time::Instant::now() < late => tokio::time::sleep(LOOK_EVERY).await,
                 _ => {
                     let waited = READY_WITHIN.as_secs();
@@ -140,6 +142,11 @@ impl LocalCluster {
         };
         Client::connect_with(address, options).await
     }
+}
+
+/// What tells one life of a coordinator from the next: pids come again.
+const fn life(file: &ClusterFile) -> (u32, u64) {
+    (file.pid, file.started_unix_ms)
 }
 
 fn identity_path(data_dir: &Path, role: Role) -> PathBuf {

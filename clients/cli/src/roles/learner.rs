@@ -7,6 +7,7 @@ use clap::Args;
 use volley_learner::LearnerOptions;
 use volley_link::Role;
 use volley_protocol::Fault;
+use volley_protocol::run::RunState;
 use volley_runtime::process::Handoff;
 
 use super::serve;
@@ -44,6 +45,9 @@ pub(crate) fn run(args: LearnerArgs, mut handoff: Handoff) -> Result<(), Fault> 
             run_dir: args.run_dir,
             stop: serve::when_asked_to_end(handoff.lifelines())?,
         };
-        volley_learner::run(options).await.map(drop)
+        match volley_learner::run(options).await? {
+            RunState::Failed(fault) => Err(fault),
+            RunState::Training | RunState::Finished | RunState::Stopped => Ok(()),
+        }
     })
 }

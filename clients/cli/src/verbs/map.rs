@@ -124,7 +124,7 @@ impl<'a> Show<'a> {
             bar.finish_and_clear();
         }
         outcome?;
-        let told = tally.conclude(self.begun.elapsed(), self.output);
+        let told = tally.conclude(self.due.map(|_| self.begun.elapsed()), self.output);
         match self.due.filter(|due| *due != tally.settled()) {
             Some(due) => {
                 let message = format!("the job ended with {} of {due} results", tally.settled());

@@ -119,32 +119,32 @@ impl Tally {
         (self.finished > 0).then(|| self.reward_sum / self.finished as f64)
     }
 
-    /// What to tell at the end.
-    pub(crate) fn summary(&self, took: Duration) -> Vec<String> {
-        let seconds = took.as_secs_f64().max(1e-9);
+    /// What to tell at the end; rates only where the rollouts were waited for.
+    pub(crate) fn summary(&self, took: Option<Duration>) -> Vec<String> {
         let mean = self
             .reward_mean()
             .map_or_else(|| "-".to_owned(), |mean| format!("{mean:.3}"));
-        let mut lines = vec![format!(
-            "{} rollouts, {} failed, mean reward {mean}, {} rollouts/s, {} tokens/s, {}",
-            text::count(self.settled()),
-            text::count(self.failed),
-            text::rate(self.settled() as f64 / seconds),
-            text::rate(self.sampled_tokens as f64 / seconds),
-            text::duration(took),
-        )];
+        let (settled, failed) = (text::count(self.settled()), text::count(self.failed));
+        let mut told = format!("{settled} rollouts, {failed} failed, mean reward {mean}");
+        if let Some(took) = took {
+            let seconds = took.as_secs_f64().max(1e-9);
+            let rollouts = text::rate(self.settled() as f64 / seconds);
+            let tokens = text::rate(self.sampled_tokens as f64 / seconds);
+            let took = text::duration(took);
+            told.push_str(&format!(
+                ", {rollouts} rollouts/s, {tokens} tokens/s, {took}"
+            ));
+        }
+        let mut lines = vec![told];
         lines.extend(self.failures.iter().map(|(code, (count, message))| {
-            format!(
-                "  {} x {code}: {}",
-                text::count(*count),
-                text::line(message, 100)
-            )
+            let message = text::line(message, 100);
+            format!("  {} x {code}: {message}", text::count(*count))
         }));
         lines
     }
 
     /// Tells the end; failed rollouts show in the exit status.
-    pub(crate) fn conclude(&self, took: Duration, output: &Output) -> Result<(), Stop> {
+    pub(crate) fn conclude(&self, took: Option<Duration>, output: &Output) -> Result<(), Stop> {
         output.flush()?;
         self.summary(took).iter().for_each(|line| output.talk(line));
         if self.failed == 0 {
@@ -246,10 +246,10 @@ pub(crate) mod tests {
         .iter()
         .for_each(|record| tally.add(record));
         assert_eq!((tally.settled(), tally.reward_mean()), (4, Some(0.5)));
-        let lines = tally.summary(Duration::from_secs(2));
+        let lines = tally.summary(Some(Duration::from_secs(2)));
         let told = "4 rollouts, 2 failed, mean reward 0.500, 2.00 rollouts/s, 2.00 tokens/s, 2.0s";
         assert_eq!(lines[0], told);
         assert_eq!(lines[1], "  2 x ENV_PANIC: divided by zero");
-        assert!(Tally::default().summary(Duration::ZERO)[0].contains("mean reward -"));
+        assert!(Tally::default().summary(None)[0].ends_with("mean reward -"));
     }
 }

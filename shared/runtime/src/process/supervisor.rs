@@ -87,6 +87,7 @@ pub struct RoleHandle {
     restarts: watch::Receiver<u32>,
     stop: mpsc::Sender<Duration>,
     task: JoinHandle<Result<RoleEnd, Fault>>,
+    end: Option<Result<RoleEnd, Fault>>,
 }
 
 impl RoleHandle {
@@ -114,18 +115,22 @@ impl RoleHandle {
         *self.restarts.borrow()
     }
 
-    /// Waits for the end. May be dropped and called again until it has answered once.
+    /// Waits for the end. May be dropped and called again; after the end it answers at once.
     ///
     /// # Errors
     /// `ROLE_FAILED`, with the last lines of its log, when it kept dying.
     pub async fn ended(&mut self) -> Result<RoleEnd, Fault> {
-        match (&mut self.task).await {
+        if let Some(end) = &self.end {
+            return end.clone();
+        }
+        let end = match (&mut self.task).await {
             Ok(end) => end,
             Err(error) => Err(Fault::new(
                 ErrorCode::Internal,
                 format!("the supervision of {} broke: {error}", self.name),
             )),
-        }
+        };
+        self.end.insert(end).clone()
     }
 
     /// Asks it to end, and kills it after `grace`.
@@ -183,6 +188,7 @@ where
         restarts,
         stop,
         task,
+        end: None,
     })
 }
 

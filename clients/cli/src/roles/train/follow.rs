@@ -71,7 +71,7 @@ async fn wait_for_registration(client: &Client, plan: &Plan) -> Result<(), Fault
             .runs()
             .await?
             .iter()
-            .any(|run| run.info.run == plan.run)
+            .any(|run| run.info.run == plan.run && run.connected)
         {
             return Ok(());
         }

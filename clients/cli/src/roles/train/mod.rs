@@ -87,7 +87,7 @@ async fn run_cluster(
     let cluster = plan.cluster();
     let (mut coordinator, client) = cluster.start(launchers).await?;
     let mut learner = None;
-    let outcome = tokio::select! {
+    let mut outcome = tokio::select! {
         outcome = train(plan, &cluster, launchers, &client, &mut learner, voice) => outcome,
         _ = asked => Err(interrupted(plan)),
         ended = coordinator.ended() => Err(unexpected("coordinator", ended.err())),
@@ -99,11 +99,13 @@ async fn run_cluster(
         if outcome.is_err() {
             voice.words("finishing the step and writing a checkpoint …");
         }
-        learner.stop(END_WITHIN).await?;
+        let stopped = learner.stop(END_WITHIN).await.map(drop);
+        // What happened first is what is told.
+        outcome = outcome.and(stopped);
     }
     client.close().await;
-    coordinator.stop(END_WITHIN).await?;
-    outcome
+    let stopped = coordinator.stop(END_WITHIN).await.map(drop);
+    outcome.and(stopped)
 }
 
 async fn train(
