@@ -1,7 +1,7 @@
 //! Frames as they would stand on a terminal, compared with committed text files.
 //!
-//! After an intended change: `cargo test -p volley-cli rewrite_frames -- --ignored`, then read
-//! the difference as carefully as code.
+//! After an intended change: `VOLLEY_BLESS=1 cargo test -p volley-cli frames_are`, then read the
+//! difference as carefully as code.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
