@@ -217,13 +217,14 @@ fn transcript(dialogue: Vec<Message>) -> Vec<(String, String)> {
     for message in dialogue {
         let cut = message.content.floor_char_boundary(left);
         let mut text = message.content;
-        if cut < text.len() {
+        let is_cut = cut < text.len();
+        if is_cut {
             text.truncate(cut);
             text.push('…');
         }
         left -= cut;
         transcript.push((message.role.as_str().to_owned(), text));
-        if left == 0 {
+        if is_cut {
             break;
         }
     }
