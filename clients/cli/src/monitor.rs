@@ -6,6 +6,7 @@
 //!                                   └─> plain: --once, for probes and pipes
 //! ```
 
+mod head;
 mod keymap;
 mod live;
 mod look;
@@ -14,6 +15,7 @@ mod overview;
 mod panels;
 mod plain;
 mod view;
+mod workers;
 
 #[cfg(test)]
 mod fixtures;

@@ -7,7 +7,7 @@ use volley_protocol::Fault;
 use volley_protocol::snapshot::ClusterSnapshot;
 
 use super::keymap::Action;
-use super::view::Sort;
+use super::workers::Sort;
 
 /// Points of the curves of rates: a minute at two snapshots a second.
 const HISTORY_MAX: usize = 120;

@@ -9,7 +9,8 @@ use volley_protocol::snapshot::{ClusterSnapshot, WorkerState};
 use super::keymap::KEYMAP;
 use super::look::{Look, Tone};
 use super::model::Model;
-use super::view::{self, WorkerRow};
+use super::view;
+use super::workers::{self, WorkerRow};
 use crate::text;
 
 /// A column of workers: head, width, from which inner width on it is shown.
@@ -49,7 +50,7 @@ pub(super) fn workers(
     snapshot: &ClusterSnapshot,
     look: Look,
 ) -> usize {
-    let rows = view::worker_rows(snapshot, model.sort);
+    let rows = workers::rows(snapshot, model.sort);
     let visible = usize::from(area.height).saturating_sub(3).max(1);
     let top = model.top.min(rows.len().saturating_sub(visible));
     let shown = &rows[top..rows.len().min(top + visible)];

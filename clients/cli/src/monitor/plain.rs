@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use volley_protocol::snapshot::{ClusterSnapshot, WorkerState};
 
-use super::view::{self, Health, Sort};
+use super::view::{self, Health};
+use super::workers::{self, Sort};
 use crate::json;
 use crate::table::{Align, Table};
 use crate::text;
@@ -107,7 +108,7 @@ fn processes(snapshot: &ClusterSnapshot) -> Table {
         let state = run.map_or("up", |run| json::run_state(&run.state));
         table.row(without_figures("learner", name, *pid, state));
     }
-    for row in view::worker_rows(snapshot, Sort::Name) {
+    for row in workers::rows(snapshot, Sort::Name) {
         let state = json::worker_state(row.state).to_owned();
         debug_assert!(row.state != WorkerState::Starting || row.heartbeat == "-");
         table.row([

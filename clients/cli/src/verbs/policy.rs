@@ -1,13 +1,13 @@
 //! `volley policy`: the engine by itself, on files: what a check against another implementation
 //! needs.
 
+mod args;
 mod data;
 mod loss;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
-use clap::{Args, Subcommand, ValueEnum};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use volley_engine::EngineError;
@@ -21,140 +21,12 @@ use volley_protocol::{ErrorCode, Fault};
 
 use crate::errors::Stop;
 use crate::output::Output;
+use args::{AdamwArgs, BatchArgs, Compute, GenerateArgs, GradArgs, ModelArgs, ScoreArgs};
+
+pub(crate) use args::PolicyVerb;
 
 /// Largest input of token ids.
 const INPUT_BYTES_MAX: u64 = 256 << 20;
-
-/// The engine by itself, on files.
-#[derive(Debug, Subcommand)]
-pub(crate) enum PolicyVerb {
-    /// Log-probability of every token but the first: {"sequences": [[id, …], …]}.
-    Score(ScoreArgs),
-    /// Continue prompts: {"prompts": [[id, …], …]}.
-    Generate(GenerateArgs),
-    /// Gradients of a loss over a batch.
-    Grad(GradArgs),
-    /// AdamW steps on a batch; the result is a PEFT folder.
-    Adamw(AdamwArgs),
-}
-
-/// How numbers are computed.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Compute {
-    /// Activations in 32 bits, whatever the weights are stored in.
-    F32,
-}
-
-#[derive(Debug, Args)]
-struct ModelArgs {
-    /// Model folder (Hugging Face layout).
-    #[arg(long, value_name = "DIR")]
-    model: PathBuf,
-    /// Threads; they change the time, not the result. Default: all cores.
-    #[arg(long, value_name = "N")]
-    threads: Option<usize>,
-    /// How numbers are computed.
-    #[arg(long, value_enum, default_value_t = Compute::F32)]
-    compute: Compute,
-    /// JSON on standard output.
-    #[arg(long)]
-    json: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct ScoreArgs {
-    #[command(flatten)]
-    model: ModelArgs,
-    /// PEFT folder.
-    #[arg(long, value_name = "DIR")]
-    adapter: Option<PathBuf>,
-    /// File with {"sequences": [[id, …], …]}.
-    #[arg(long, value_name = "IDS.json")]
-    input: PathBuf,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct GenerateArgs {
-    #[command(flatten)]
-    model: ModelArgs,
-    /// PEFT folder.
-    #[arg(long, value_name = "DIR")]
-    adapter: Option<PathBuf>,
-    /// File with {"prompts": [[id, …], …]}; `sequences` says the same.
-    #[arg(long, value_name = "IDS.json")]
-    input: PathBuf,
-    /// Tokens to add to each.
-    #[arg(long, value_name = "N")]
-    max_tokens: usize,
-    /// 0 always takes the likeliest token.
-    #[arg(long, value_name = "T", default_value_t = 0.0)]
-    temperature: f32,
-    /// Seed of the sampling.
-    #[arg(long, value_name = "S", default_value_t = 0)]
-    seed: u64,
-    /// End with the model's end-of-text token.
-    #[arg(long)]
-    stop_at_eos: bool,
-}
-
-#[derive(Debug, Args)]
-struct BatchArgs {
-    /// PEFT folder that training starts from.
-    #[arg(long, value_name = "DIR")]
-    adapter: PathBuf,
-    /// Tensors datum{i}.tokens (or seq{i}.tokens), .weights, .logprobs, .advantages.
-    #[arg(long, value_name = "DATA.safetensors")]
-    data: PathBuf,
-    /// cross_entropy, importance_sampling, ppo, cispo or dro.
-    #[arg(long, value_name = "NAME")]
-    loss: String,
-    /// For example {"clip_low_threshold": 0.8, "clip_high_threshold": 1.2}.
-    #[arg(long, value_name = "JSON")]
-    loss_config: Option<String>,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct GradArgs {
-    #[command(flatten)]
-    model: ModelArgs,
-    #[command(flatten)]
-    batch: BatchArgs,
-    /// File for {module}.lora_A and {module}.lora_B.
-    #[arg(long, value_name = "GRADS.safetensors")]
-    out: PathBuf,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct AdamwArgs {
-    #[command(flatten)]
-    model: ModelArgs,
-    #[command(flatten)]
-    batch: BatchArgs,
-    /// Steps, each with fresh gradients of the same batch.
-    #[arg(long, value_name = "K", default_value_t = 1)]
-    steps: u64,
-    /// Learning rate.
-    #[arg(long, default_value_t = AdamParams::default().lr)]
-    lr: f64,
-    /// Decay of the first moment.
-    #[arg(long, default_value_t = AdamParams::default().beta1)]
-    beta1: f64,
-    /// Decay of the second moment.
-    #[arg(long, default_value_t = AdamParams::default().beta2)]
-    beta2: f64,
-    /// Added to the root of the second moment.
-    #[arg(long, default_value_t = AdamParams::default().eps)]
-    eps: f64,
-    /// Decoupled weight decay.
-    #[arg(long, default_value_t = 0.0)]
-    weight_decay: f64,
-    /// Limit of the gradient's global norm; 0 switches it off.
-    #[arg(long, default_value_t = 0.0)]
-    grad_clip: f64,
-    /// PEFT folder for the result.
-    #[arg(long, value_name = "DIR")]
-    out: PathBuf,
-}
 
 pub(crate) fn run(verb: PolicyVerb, output: &Output) -> Result<(), Stop> {
     match verb {

@@ -1,0 +1,137 @@
+//! What can be asked of the engine on the command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
+use volley_engine::train::AdamParams;
+
+/// The engine by itself, on files.
+#[derive(Debug, Subcommand)]
+pub(crate) enum PolicyVerb {
+    /// Log-probability of every token but the first: {"sequences": [[id, …], …]}.
+    Score(ScoreArgs),
+    /// Continue prompts: {"prompts": [[id, …], …]}.
+    Generate(GenerateArgs),
+    /// Gradients of a loss over a batch.
+    Grad(GradArgs),
+    /// AdamW steps on a batch; the result is a PEFT folder.
+    Adamw(AdamwArgs),
+}
+
+/// How numbers are computed.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum Compute {
+    /// Activations in 32 bits, whatever the weights are stored in.
+    F32,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ModelArgs {
+    /// Model folder (Hugging Face layout).
+    #[arg(long, value_name = "DIR")]
+    pub(super) model: PathBuf,
+    /// Threads; they change the time, not the result. Default: all cores.
+    #[arg(long, value_name = "N")]
+    pub(super) threads: Option<usize>,
+    /// How numbers are computed.
+    #[arg(long, value_enum, default_value_t = Compute::F32)]
+    pub(super) compute: Compute,
+    /// JSON on standard output.
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ScoreArgs {
+    #[command(flatten)]
+    pub(super) model: ModelArgs,
+    /// PEFT folder.
+    #[arg(long, value_name = "DIR")]
+    pub(super) adapter: Option<PathBuf>,
+    /// File with {"sequences": [[id, …], …]}.
+    #[arg(long, value_name = "IDS.json")]
+    pub(super) input: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GenerateArgs {
+    #[command(flatten)]
+    pub(super) model: ModelArgs,
+    /// PEFT folder.
+    #[arg(long, value_name = "DIR")]
+    pub(super) adapter: Option<PathBuf>,
+    /// File with {"prompts": [[id, …], …]}; `sequences` says the same.
+    #[arg(long, value_name = "IDS.json")]
+    pub(super) input: PathBuf,
+    /// Tokens to add to each.
+    #[arg(long, value_name = "N")]
+    pub(super) max_tokens: usize,
+    /// 0 always takes the likeliest token.
+    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    pub(super) temperature: f32,
+    /// Seed of the sampling.
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    pub(super) seed: u64,
+    /// End with the model's end-of-text token.
+    #[arg(long)]
+    pub(super) stop_at_eos: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct BatchArgs {
+    /// PEFT folder that training starts from.
+    #[arg(long, value_name = "DIR")]
+    pub(super) adapter: PathBuf,
+    /// Tensors datum{i}.tokens (or seq{i}.tokens), .weights, .logprobs, .advantages.
+    #[arg(long, value_name = "DATA.safetensors")]
+    pub(super) data: PathBuf,
+    /// cross_entropy, importance_sampling, ppo, cispo or dro.
+    #[arg(long, value_name = "NAME")]
+    pub(super) loss: String,
+    /// For example {"clip_low_threshold": 0.8, "clip_high_threshold": 1.2}.
+    #[arg(long, value_name = "JSON")]
+    pub(super) loss_config: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GradArgs {
+    #[command(flatten)]
+    pub(super) model: ModelArgs,
+    #[command(flatten)]
+    pub(super) batch: BatchArgs,
+    /// File for {module}.lora_A and {module}.lora_B.
+    #[arg(long, value_name = "GRADS.safetensors")]
+    pub(super) out: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AdamwArgs {
+    #[command(flatten)]
+    pub(super) model: ModelArgs,
+    #[command(flatten)]
+    pub(super) batch: BatchArgs,
+    /// Steps, each with fresh gradients of the same batch.
+    #[arg(long, value_name = "K", default_value_t = 1)]
+    pub(super) steps: u64,
+    /// Learning rate.
+    #[arg(long, default_value_t = AdamParams::default().lr)]
+    pub(super) lr: f64,
+    /// Decay of the first moment.
+    #[arg(long, default_value_t = AdamParams::default().beta1)]
+    pub(super) beta1: f64,
+    /// Decay of the second moment.
+    #[arg(long, default_value_t = AdamParams::default().beta2)]
+    pub(super) beta2: f64,
+    /// Added to the root of the second moment.
+    #[arg(long, default_value_t = AdamParams::default().eps)]
+    pub(super) eps: f64,
+    /// Decoupled weight decay.
+    #[arg(long, default_value_t = 0.0)]
+    pub(super) weight_decay: f64,
+    /// Limit of the gradient's global norm; 0 switches it off.
+    #[arg(long, default_value_t = 0.0)]
+    pub(super) grad_clip: f64,
+    /// PEFT folder for the result.
+    #[arg(long, value_name = "DIR")]
+    pub(super) out: PathBuf,
+}
