@@ -28,7 +28,7 @@ use tokio::sync::oneshot;
 use volley_engine::cpu::threads::Threads;
 use volley_engine::model::Model;
 use volley_learner_core::{Input, Learner};
-use volley_link::{Endpoint, Identity, LinkConfig, LinkRuntime};
+use volley_link::{Endpoint, Identity, LinkConfig, LinkRuntime, Listener};
 use volley_protocol::fault::{ErrorCode, Fault};
 use volley_protocol::ids::PeerId;
 use volley_protocol::run::RunState;
@@ -65,13 +65,7 @@ pub async fn run(options: LearnerOptions) -> Result<RunState, Fault> {
     let directory = RunDir::open(&options.run_dir)?;
     // Two learners in one directory would cut each other's files.
     let _lock = DirLock::acquire(directory.path())?;
-    let link = LinkRuntime::start().map_err(|error| link_fault(&error))?;
-    let config = LinkConfig::default();
-    let listener = Endpoint::listen(&link, options.listen, &options.identity, config.clone())
-        .map_err(|error| link_fault(&error))?;
-    let endpoint =
-        Endpoint::client(&link, &options.identity, config).map_err(|error| link_fault(&error))?;
-
+    let (listener, endpoint) = open_network(&options)?;
     let sink_addr = listener.local_addr();
     // Loading and replaying computes; the runtime's threads are for the network.
     let restored = tokio::task::spawn_blocking(move || restore::restore(&directory, sink_addr))
@@ -140,6 +134,16 @@ pub async fn run(options: LearnerOptions) -> Result<RunState, Fault> {
         .map_err(|_| internal("the learner's driver ended without a reason"))?;
     endpoint.close(0, "the learner ends").await;
     outcome
+}
+
+/// The sink's socket, and one to dial the coordinator with.
+fn open_network(options: &LearnerOptions) -> Result<(Listener, Endpoint), Fault> {
+    let link = LinkRuntime::start().map_err(|error| link_fault(&error))?;
+    let (identity, config) = (&options.identity, LinkConfig::default());
+    let listener = Endpoint::listen(&link, options.listen, identity, config.clone())
+        .map_err(|error| link_fault(&error))?;
+    let endpoint = Endpoint::client(&link, identity, config).map_err(|error| link_fault(&error))?;
+    Ok((listener, endpoint))
 }
 
 /// A callback that tells the core something.
