@@ -165,6 +165,11 @@ impl Coordinator {
         if !digests.is_empty() {
             self.say_learner(id, ToLearner::Collect(digests), true, out);
         }
+        // Workers that hold results for a former life of this learner hear where it listens now;
+        // when nothing is left to lease, nothing else tells them.
+        if let Some(head) = self.registry.head(id) {
+            self.announce(id, head, out);
+        }
         self.refresh_jobs_of(id);
         self.notice(format!("the learner of {name} is here"));
     }

@@ -43,7 +43,8 @@ impl Coordinator {
         }
     }
 
-    fn announce(&self, run: RunId, version: AdapterVersion, out: &mut Vec<Effect>) {
+    /// Tells the run's workers of a version, and where its learner listens.
+    pub(crate) fn announce(&self, run: RunId, version: AdapterVersion, out: &mut Vec<Effect>) {
         let Some(source) = self.runs.learner(run).map(|learner| learner.sink) else {
             return;
         };

@@ -361,3 +361,28 @@ fn the_newest_session_of_a_run_is_its_learner() {
     bench.say(Input::LearnerDown { session: LEARNER });
     assert_eq!(bench.snapshot().learner_pids, [51]);
 }
+
+#[test]
+fn a_learner_that_comes_back_is_announced_to_those_who_hold_results_for_it() {
+    let mut bench = bench();
+    admit(&mut bench, 2);
+    assert_eq!(bench.leases(7).len(), 2, "nothing else is left to lease");
+    bench.say(Input::LearnerDown { session: LEARNER });
+    bench.say(Input::LearnerUp {
+        session: LEARNER,
+        peer: volley_protocol::PeerId(51),
+        pid: 51,
+    });
+    let elsewhere = "127.0.0.1:9".parse().expect("an address");
+    bench.learner_says(FromLearner::Register {
+        info: common::run_info(),
+        sink: elsewhere,
+        versions: (0..2).map(entry).collect(),
+        state: RunState::Training,
+    });
+    let announced = bench.out.iter().any(|effect| {
+        matches!(effect, Effect::ToWorker { message: ToWorker::Announce { source, .. }, .. }
+            if *source == elsewhere)
+    });
+    assert!(announced);
+}
