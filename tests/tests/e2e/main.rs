@@ -16,5 +16,6 @@ mod map;
 mod memory;
 mod process;
 mod recipe;
+mod resume;
 mod scaling;
 mod train;

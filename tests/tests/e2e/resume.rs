@@ -1,0 +1,93 @@
+//! Runs that are interrupted, killed and stopped end with the same adapter, to the bit.
+
+use std::sync::OnceLock;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use crate::cluster::snapshot;
+use crate::home::{Done, Home};
+use crate::process::{self, until};
+use crate::recipe::{Recipe, adapter, event, wait_for_step};
+
+const RECIPE: Recipe = Recipe::LONGER;
+
+/// Longer than the five seconds after which a silent peer counts as lost.
+const STANDSTILL: Duration = Duration::from_secs(10);
+
+/// Workers of the recipe.
+const WORKERS: usize = 2;
+
+/// The last adapter of a run that nobody disturbs.
+fn undisturbed() -> &'static [u8] {
+    static ADAPTER: OnceLock<Vec<u8>> = OnceLock::new();
+    ADAPTER.get_or_init(|| {
+        let home = Home::new();
+        RECIPE.start(&home).end().with(0);
+        adapter(&home.path("run"), RECIPE.steps)
+    })
+}
+
+/// The run of this home is finished, without mismatch, with the adapter that is due.
+#[track_caller]
+fn assert_as_undisturbed(home: &Home, done: Done) {
+    let finished = event(&done.with(0).objects(), "finished");
+    assert_eq!(finished["steps"], RECIPE.steps);
+    assert_eq!(finished["mismatch_max"], 0.0);
+    let same = adapter(&home.path("run"), RECIPE.steps) == undisturbed();
+    assert!(same, "another adapter than without the disturbance");
+}
+
+#[test]
+fn an_interrupted_run_resumes_to_the_bit() {
+    let home = Home::new();
+    let mut run = RECIPE.start(&home);
+    wait_for_step(&mut run, 2);
+    run.signal(Signal::INT);
+    let stopped = run.end().with(130);
+    assert!(
+        stopped.err.contains("error[INTERRUPTED]"),
+        "{}",
+        stopped.err
+    );
+    until("the end of every process", || {
+        home.processes().is_empty().then_some(())
+    });
+
+    let resumed = home.run(&["train", "--resume", "--run-dir", "run", "--json"]);
+    assert_as_undisturbed(&home, resumed);
+}
+
+#[test]
+fn a_killed_learner_goes_on_to_the_bit() {
+    let home = Home::new();
+    let mut run = RECIPE.start(&home);
+    wait_for_step(&mut run, 2);
+    let learner = home.pids("learner").pop().expect("a learner at work");
+    process::signal(learner, Signal::KILL);
+    assert_as_undisturbed(&home, run.end());
+}
+
+#[test]
+fn a_learner_that_stands_still_loses_nothing_and_wakes_no_workers() {
+    let home = Home::new();
+    let mut run = RECIPE.start(&home);
+    wait_for_step(&mut run, 1);
+    until("both workers", || {
+        (home.pids("worker").len() == WORKERS).then_some(())
+    });
+    let learner = home.pids("learner").pop().expect("a learner at work");
+    process::signal(learner, Signal::STOP);
+    let begun = Instant::now();
+    let coordinator = home.path("run/coordinator");
+    while begun.elapsed() < STANDSTILL {
+        let seen = snapshot(&home, &coordinator).expect("the coordinator answers");
+        let present = seen["workers"].as_array().map_or(0, Vec::len);
+        assert!(present <= WORKERS, "{present} workers");
+        assert!(home.pids("worker").len() <= WORKERS);
+        thread::sleep(Duration::from_millis(200));
+    }
+    process::signal(learner, Signal::CONT);
+    assert_as_undisturbed(&home, run.end());
+}
