@@ -1,17 +1,18 @@
 //! What a checkpoint's `config.json` says, in the key layouts of transformers 4 and 5.
 //!
-//! A model is described by sizes plus a few switches ([`ModelConfig`]); the forward pass
-//! reads only those, so a further architecture is one more arm in [`Architecture::from_name`]
-//! and the switches it sets. A setting that would change the mathematics and is not computed
-//! is refused by name.
+//! A model is described by sizes plus a few switches ([`ModelConfig`]); the forward and the
+//! backward pass read only those and never ask for the architecture's name. A further
+//! architecture is one more arm in [`raw`]'s table of switches. A setting that would change the
+//! mathematics and is not computed is refused by name.
+
+mod attention;
+mod raw;
 
 use std::fs;
-use std::path::{Path, PathBuf};
-
-use serde::Deserialize;
-use serde_json::{Map, Value};
+use std::path::Path;
 
 use crate::error::EngineError;
+use raw::At;
 
 /// Largest accepted value of any size, so that products of two never overflow.
 const SIZE_MAX: usize = 1 << 24;
@@ -21,15 +22,64 @@ const SIZE_MAX: usize = 1 << 24;
 pub enum Architecture {
     /// `Qwen3ForCausalLM`: grouped-query attention with RMS-normed queries and keys.
     Qwen3,
+    /// `Qwen2ForCausalLM`: grouped-query attention with biases on queries, keys and values.
+    Qwen2,
+    /// `LlamaForCausalLM`: the plain stack; Llama 3 rescales its rotary frequencies.
+    Llama,
+    /// `Gemma3ForCausalLM`: sliding and full attention in turn, norms around every branch.
+    Gemma3,
 }
 
-impl Architecture {
-    fn from_name(name: &str) -> Option<Self> {
-        match name {
-            "Qwen3ForCausalLM" => Some(Self::Qwen3),
-            _ => None,
-        }
-    }
+/// The gate's non-linearity in the feed-forward.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Activation {
+    /// `x sigmoid(x)`
+    Silu,
+    /// `x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))` (Hendrycks & Gimpel 2016,
+    /// arXiv 1606.08415, section 2)
+    GeluTanh,
+}
+
+/// How rotary frequencies differ from `theta^(-2 i / head_dim)`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum RopeScaling {
+    /// They do not.
+    None,
+    /// All are divided by the factor.
+    Linear {
+        /// The divisor.
+        factor: f64,
+    },
+    /// Long wavelengths are divided by the factor, short ones kept, those between blended
+    /// (Llama 3.1's release; wavelengths in units of the original context).
+    Llama3 {
+        /// The divisor of long wavelengths.
+        factor: f64,
+        /// Wavelengths above `original / low_freq_factor` are long.
+        low_freq_factor: f64,
+        /// Wavelengths below `original / high_freq_factor` are short.
+        high_freq_factor: f64,
+        /// The context before it was extended.
+        original: f64,
+    },
+}
+
+/// One family of rotary angles.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RopeConfig {
+    /// Base of the frequencies.
+    pub theta: f64,
+    /// Their scaling.
+    pub scaling: RopeScaling,
+}
+
+/// What distinguishes the attention of one layer from that of another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LayerAttention {
+    /// A query sees this many keys, its own included; `None`: all before it.
+    pub window: Option<usize>,
+    /// Index in [`ModelConfig::ropes`].
+    pub rope: usize,
 }
 
 /// Sizes and switches of a decoder-only transformer.
@@ -53,14 +103,28 @@ pub struct ModelConfig {
     pub head_dim: usize,
     /// Added to the mean square before the root.
     pub rms_norm_eps: f32,
-    /// Base of the rotary frequencies.
-    pub rope_theta: f64,
     /// Positions the model was trained for.
     pub max_position_embeddings: usize,
     /// Whether the output matrix is the embedding.
     pub tie_word_embeddings: bool,
     /// Whether queries and keys are RMS-normed per head before rotation.
     pub qk_norm: bool,
+    /// Whether queries, keys and values have a bias.
+    pub qkv_bias: bool,
+    /// Whether checkpoints store a norm's weight minus one.
+    pub norm_plus_one: bool,
+    /// Whether the results of attention and feed-forward are normed before they are added.
+    pub branch_norms: bool,
+    /// The gate's non-linearity.
+    pub activation: Activation,
+    /// Embeddings are multiplied by this.
+    pub embedding_scale: f32,
+    /// Products of queries and keys are multiplied by this.
+    pub attention_scale: f32,
+    /// The families of rotary angles.
+    pub ropes: Vec<RopeConfig>,
+    /// One per layer.
+    pub attention: Vec<LayerAttention>,
     /// Tokens that end a text, from `config.json`.
     pub eos_token_ids: Vec<u32>,
 }
@@ -75,40 +139,8 @@ impl ModelConfig {
 
     /// Parses the bytes of a `config.json`; `file` names it in errors.
     pub fn parse(file: &Path, bytes: &[u8]) -> Result<Self, EngineError> {
-        let at = At {
-            file: file.to_owned(),
-        };
-        let raw: RawConfig =
-            serde_json::from_slice(bytes).map_err(|e| at.invalid(e.to_string()))?;
-        let [name] = raw.architectures.as_slice() else {
-            return Err(at.invalid(format!("architectures is {:?}", raw.architectures)));
-        };
-        let architecture = Architecture::from_name(name)
-            .ok_or_else(|| at.unsupported(format!("architecture {name}")))?;
-        raw.refuse_unknown_mathematics(&at)?;
-        let head_dim = match raw.head_dim {
-            Some(head_dim) => head_dim,
-            None => raw.hidden_size / raw.num_attention_heads.max(1),
-        };
-        let config = Self {
-            architecture,
-            vocab_size: raw.vocab_size,
-            hidden_size: raw.hidden_size,
-            intermediate_size: raw.intermediate_size,
-            num_layers: raw.num_hidden_layers,
-            num_heads: raw.num_attention_heads,
-            num_kv_heads: raw.num_key_value_heads.unwrap_or(raw.num_attention_heads),
-            head_dim,
-            rms_norm_eps: raw.rms_norm_eps as f32,
-            rope_theta: raw.rope_theta(&at)?,
-            max_position_embeddings: raw.max_position_embeddings,
-            tie_word_embeddings: raw.tie_word_embeddings,
-            qk_norm: architecture == Architecture::Qwen3,
-            eos_token_ids: raw
-                .eos_token_id
-                .map(OneOrMany::into_vec)
-                .unwrap_or_default(),
-        };
+        let at = At::new(file);
+        let config = raw::parse(&at, bytes)?;
         config.check(&at)?;
         Ok(config)
     }
@@ -150,126 +182,48 @@ impl ModelConfig {
         if !(self.rms_norm_eps.is_finite() && self.rms_norm_eps > 0.0) {
             return Err(at.invalid(format!("rms_norm_eps is {}", self.rms_norm_eps)));
         }
-        if !(self.rope_theta.is_finite() && self.rope_theta > 0.0) {
-            return Err(at.invalid(format!("rope_theta is {}", self.rope_theta)));
+        for (what, value) in [
+            ("embedding_scale", self.embedding_scale),
+            ("attention_scale", self.attention_scale),
+        ] {
+            if !(value.is_finite() && value > 0.0) {
+                return Err(at.invalid(format!("{what} is {value}")));
+            }
         }
-        Ok(())
+        self.ropes.iter().try_for_each(|rope| rope.check(at))
     }
 }
 
-/// A number, or a list of numbers.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum OneOrMany {
-    One(u32),
-    Many(Vec<u32>),
-}
-
-impl OneOrMany {
-    fn into_vec(self) -> Vec<u32> {
-        match self {
-            Self::One(id) => vec![id],
-            Self::Many(ids) => ids,
-        }
-    }
-}
-
-#[derive(Deserialize)]
-struct RawConfig {
-    architectures: Vec<String>,
-    vocab_size: usize,
-    hidden_size: usize,
-    intermediate_size: usize,
-    num_hidden_layers: usize,
-    num_attention_heads: usize,
-    num_key_value_heads: Option<usize>,
-    head_dim: Option<usize>,
-    max_position_embeddings: usize,
-    rms_norm_eps: f64,
-    #[serde(default)]
-    tie_word_embeddings: bool,
-    #[serde(default)]
-    attention_bias: bool,
-    #[serde(default)]
-    use_sliding_window: bool,
-    hidden_act: Option<String>,
-    layer_types: Option<Vec<String>>,
-    /// transformers 5.
-    rope_parameters: Option<Map<String, Value>>,
-    /// transformers 4.
-    rope_theta: Option<f64>,
-    /// transformers 4.
-    rope_scaling: Option<Map<String, Value>>,
-    quantization_config: Option<Value>,
-    eos_token_id: Option<OneOrMany>,
-}
-
-impl RawConfig {
-    fn refuse_unknown_mathematics(&self, at: &At) -> Result<(), EngineError> {
-        if self.attention_bias {
-            return Err(at.unsupported("attention_bias".to_owned()));
-        }
-        if self.use_sliding_window {
-            return Err(at.unsupported("use_sliding_window".to_owned()));
-        }
-        if self.quantization_config.is_some() {
-            return Err(at.unsupported("quantization_config".to_owned()));
-        }
-        if let Some(act) = self.hidden_act.as_deref().filter(|act| *act != "silu") {
-            return Err(at.unsupported(format!("hidden_act {act}")));
-        }
-        let layer_types = self.layer_types.as_deref().unwrap_or_default();
-        if let Some(other) = layer_types.iter().find(|kind| *kind != "full_attention") {
-            return Err(at.unsupported(format!("layer type {other}")));
-        }
-        Ok(())
-    }
-
-    /// The rotary base, from either layout; any scaling is refused.
-    fn rope_theta(&self, at: &At) -> Result<f64, EngineError> {
-        for map in [&self.rope_parameters, &self.rope_scaling]
-            .into_iter()
-            .flatten()
-        {
-            for key in ["rope_type", "type"] {
-                match map.get(key) {
-                    None => {}
-                    Some(kind) if kind == "default" => {}
-                    Some(kind) => return Err(at.unsupported(format!("rope_type {kind}"))),
+impl RopeConfig {
+    fn check(&self, at: &At) -> Result<(), EngineError> {
+        let positive = |name: &str, value: f64| {
+            if value.is_finite() && value > 0.0 {
+                return Ok(());
+            }
+            Err(at.invalid(format!("{name} is {value}")))
+        };
+        positive("rope_theta", self.theta)?;
+        match self.scaling {
+            RopeScaling::None => Ok(()),
+            RopeScaling::Linear { factor } => positive("rope factor", factor),
+            RopeScaling::Llama3 {
+                factor,
+                low_freq_factor,
+                high_freq_factor,
+                original,
+            } => {
+                positive("rope factor", factor)?;
+                positive("low_freq_factor", low_freq_factor)?;
+                positive("high_freq_factor", high_freq_factor)?;
+                positive("original_max_position_embeddings", original)?;
+                if low_freq_factor >= high_freq_factor {
+                    let reason = format!(
+                        "low_freq_factor {low_freq_factor} is not below high_freq_factor {high_freq_factor}"
+                    );
+                    return Err(at.invalid(reason));
                 }
+                Ok(())
             }
-            if map.values().any(Value::is_object) {
-                return Err(at.unsupported("rope_parameters per layer type".to_owned()));
-            }
-        }
-        let nested = self
-            .rope_parameters
-            .as_ref()
-            .and_then(|map| map.get("rope_theta"));
-        nested
-            .and_then(Value::as_f64)
-            .or(self.rope_theta)
-            .ok_or_else(|| at.invalid("rope_theta is missing".to_owned()))
-    }
-}
-
-/// Where a complaint points to.
-struct At {
-    file: PathBuf,
-}
-
-impl At {
-    fn invalid(&self, reason: String) -> EngineError {
-        EngineError::ConfigInvalid {
-            file: self.file.clone(),
-            reason,
-        }
-    }
-
-    fn unsupported(&self, what: String) -> EngineError {
-        EngineError::ModelUnsupported {
-            file: self.file.clone(),
-            what,
         }
     }
 }

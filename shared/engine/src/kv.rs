@@ -70,14 +70,10 @@ impl KvCache {
         self.layers.len() == config.num_layers && self.layers.iter().all(same)
     }
 
-    pub(crate) fn layer(&self, layer: usize) -> &LayerCache {
-        &self.layers[layer]
-    }
-
-    /// Writes keys and values of the tokens after the current ones, for one layer; the rows
-    /// count only after [`Self::advance`].
-    pub(crate) fn write(&mut self, layer: usize, k: &[f32], v: &[f32]) {
-        self.layers[layer].write(self.len, k, v);
+    /// A layer to write the tokens after the current ones to; they count only after
+    /// [`Self::advance`].
+    pub(crate) fn layer_mut(&mut self, layer: usize) -> &mut LayerCache {
+        &mut self.layers[layer]
     }
 
     /// Makes `n` written tokens part of the sequence.

@@ -3,17 +3,19 @@
 //! One layer, for rows `x[rows, hidden]` of any mix of sequences:
 //!
 //! ```text
-//! h = rms_norm(x)                q, k, v = W h + s B (A h)
-//! q, k = rotate(rms_norm per head(q, k))         keys and values go to the sequence's cache
-//! x = x + (W + s B A) attention(q, cache)
-//! h = rms_norm(x)                x = x + (W + s B A) (silu(gate h) * up h)
+//! h = norm(x)                    q, k, v = W h [+ bias] + s B (A h)
+//! q, k = rotate([norm per head](q, k))           keys and values go to the sequence's cache
+//! x = x + [norm]((W + s B A) attention(q, cache))
+//! h = norm(x)                    x = x + [norm]((W + s B A) (act(gate h) * up h))
 //! ```
 //!
-//! The same code serves prefill, decode and the learner's forward; a row's result does not
-//! depend on the rows beside it (see [`crate::cpu`]).
+//! What stands in brackets is a switch of [`ModelConfig`]. The same code serves prefill, decode
+//! and the learner's forward; a row's result does not depend on the rows beside it (see
+//! [`crate::cpu`]).
 
 mod checkpoint;
 mod forward;
+mod layer;
 mod layout;
 mod lora;
 mod scratch;
@@ -23,6 +25,8 @@ use std::fmt;
 use std::path::Path;
 
 pub use forward::{Logits, LogitsWanted, SequenceStep};
+pub(crate) use layer::{LayerBuffers, LayerPass, LowRank, Work};
+pub(crate) use layout::AdapterRun;
 pub(crate) use lora::{PackedAdapter, PackedCell};
 pub use scratch::Scratch;
 pub use weights::LayerWeights;
@@ -42,7 +46,8 @@ pub struct Model {
     layers: Vec<LayerWeights>,
     final_norm: Vec<f32>,
     output: PackedWeights,
-    rope: RopeTable,
+    /// By [`ModelConfig::ropes`].
+    ropes: Vec<RopeTable>,
 }
 
 impl fmt::Debug for Model {
@@ -94,20 +99,29 @@ impl Model {
         &self.output
     }
 
-    /// Cosines and sines of the positions.
+    /// Cosines and sines of the positions, as a layer reads them.
+    ///
+    /// # Panics
+    ///
+    /// There is no such layer.
     #[must_use]
-    pub const fn rope(&self) -> &RopeTable {
-        &self.rope
+    pub fn rope(&self, layer: usize) -> &RopeTable {
+        &self.ropes[self.config.attention[layer].rope]
     }
 
-    /// Sizes of the attention heads.
+    /// Sizes of the attention heads of a layer.
+    ///
+    /// # Panics
+    ///
+    /// There is no such layer.
     #[must_use]
-    pub fn heads(&self) -> Heads {
+    pub fn heads(&self, layer: usize) -> Heads {
         Heads {
             queries: self.config.num_heads,
             kv: self.config.num_kv_heads,
             dim: self.config.head_dim,
-            scale: (self.config.head_dim as f64).powf(-0.5) as f32,
+            scale: self.config.attention_scale,
+            window: self.config.attention[layer].window,
         }
     }
 }

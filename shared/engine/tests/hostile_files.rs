@@ -282,12 +282,16 @@ fn shards_are_one_model() {
 
 #[test]
 fn both_layouts_of_the_configuration_are_one() {
-    let parse = |name: &str| {
-        let path = fixture::dir().join(name);
+    let parse_of = |fixture: fixture::Fixture, name: &str| {
+        let path = fixture.dir().join(name);
         ModelConfig::parse(&path, &fs::read(&path).expect("it is there")).expect("valid")
     };
-    assert_eq!(parse("config.json"), parse("config.v4.json"));
-    assert_eq!(parse("config.json").rope_theta, 1e6);
+    for fixture in fixture::ALL {
+        let (new, old) = ("config.json", "config.v4.json");
+        assert_eq!(parse_of(fixture, new), parse_of(fixture, old));
+    }
+    let parse = |name: &str| parse_of(fixture::QWEN3, name);
+    assert_eq!(parse("config.json").ropes[0].theta, 1e6);
     assert_eq!(parse("config.json").eos_token_ids, [509]);
 }
 
@@ -321,10 +325,17 @@ fn what_is_not_computed_is_refused_by_name() {
             json!({"rope_type": "yarn", "rope_theta": 1e6}),
             "yarn",
         ),
+        ("mlp_bias", json!(true), "mlp_bias"),
+        ("num_experts", json!(8), "num_experts"),
         (
-            "rope_scaling",
-            json!({"type": "linear", "factor": 2.0}),
-            "linear",
+            "final_logit_softcapping",
+            json!(30.0),
+            "final_logit_softcapping",
+        ),
+        (
+            "rope_parameters",
+            json!({"rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": 0.5}),
+            "partial_rotary_factor",
         ),
         (
             "quantization_config",
@@ -344,6 +355,12 @@ fn what_is_not_computed_is_refused_by_name() {
         ("rms_norm_eps", json!(-1.0)),
         ("vocab_size", json!("many")),
         ("architectures", json!([])),
+        ("num_hidden_layers", json!(1_000_000)),
+        ("rope_scaling", json!({"type": "linear", "factor": 2.0})),
+        (
+            "rope_parameters",
+            json!({"rope_type": "llama3", "rope_theta": 1e6, "factor": 8.0}),
+        ),
         ("rope_parameters", json!({"rope_type": "default"})),
     ] {
         assert_eq!(refused(key, value).0, "MODEL_CONFIG", "{key}");

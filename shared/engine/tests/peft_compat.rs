@@ -43,7 +43,7 @@ fn logprobs_of_peft(adapter: &Path) -> Vec<Vec<f64>> {
         .stderr(Stdio::null())
         .spawn()
         .expect("python3 starts");
-    let input = json!({"sequences": fixture::sequences()}).to_string();
+    let input = json!({"sequences": fixture::QWEN3.sequences()}).to_string();
     let mut stdin = child.stdin.take().expect("it is piped");
     stdin.write_all(input.as_bytes()).expect("the script reads");
     drop(stdin);
@@ -90,7 +90,7 @@ fn a_saved_adapter_means_the_same_to_peft() {
         .save_peft(dir.path(), "qwen3-tiny")
         .expect("it is writable");
     let peft = logprobs_of_peft(dir.path());
-    let sequences = fixture::sequences();
+    let sequences = fixture::QWEN3.sequences();
     assert_eq!(peft.len(), sequences.len());
     for (tokens, peft) in sequences.iter().zip(&peft) {
         let ours = score(trainer.model(), Some(&adapter), tokens, &Threads::new(1));

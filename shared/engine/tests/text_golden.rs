@@ -1,16 +1,20 @@
-//! Tokenizer and chat template against the golden files of the tiny Qwen3 fixture.
+//! Tokenizers and chat templates against the golden files of the fixtures.
 
-use std::path::{Path, PathBuf};
+mod fixture;
+
+use std::path::PathBuf;
+
+use fixture::Fixture;
 
 use serde_json::Value;
 use volley_engine::text::{ChatMessage, ChatTemplate, Tokenizer, stop_tokens};
 
 fn fixture() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/qwen3-tiny")
+    fixture::dir()
 }
 
-fn golden() -> Value {
-    let text = std::fs::read_to_string(fixture().join("golden_tokenizer.json"));
+fn golden(fixture: Fixture) -> Value {
+    let text = std::fs::read_to_string(fixture.dir().join("golden_tokenizer.json"));
     serde_json::from_str(&text.expect("the fixture is there")).expect("it is JSON")
 }
 
@@ -19,7 +23,11 @@ fn ids(value: &Value) -> Vec<u32> {
 }
 
 fn loaded() -> (Tokenizer, ChatTemplate) {
-    let dir = fixture();
+    load(fixture::QWEN3)
+}
+
+fn load(fixture: Fixture) -> (Tokenizer, ChatTemplate) {
+    let dir = fixture.dir();
     (
         Tokenizer::load(&dir).expect("the tokenizer loads"),
         ChatTemplate::load(&dir).expect("the template loads"),
@@ -36,48 +44,64 @@ fn assistant(content: &str) -> ChatMessage {
 
 #[test]
 fn texts_are_tokenised_as_recorded() {
-    let (tokenizer, _) = loaded();
-    let golden = golden();
-    let texts = golden["texts"].as_array().expect("a list");
-    assert_eq!(texts.len(), 23);
-    for case in texts {
-        let text = case["text"].as_str().expect("a text");
-        let expected = ids(&case["ids_no_special"]);
-        assert_eq!(
-            tokenizer.encode(text).expect("encodes"),
-            expected,
-            "{text:?}"
-        );
-        for (key, skip) in [("decoded", false), ("decoded_skip_special", true)] {
-            let decoded = tokenizer.decode(&expected, skip).expect("decodes");
-            assert_eq!(Some(decoded.as_str()), case[key].as_str(), "{text:?}");
+    for fixture in fixture::ALL {
+        let (tokenizer, _) = load(fixture);
+        let golden = golden(fixture);
+        let texts = golden["texts"].as_array().expect("a list");
+        assert_eq!(texts.len(), 23);
+        for case in texts {
+            let text = case["text"].as_str().expect("a text");
+            let expected = ids(&case["ids_no_special"]);
+            let got = tokenizer.encode(text).expect("encodes");
+            assert_eq!(got, expected, "{fixture:?} {text:?}");
+            for (key, skip) in [("decoded", false), ("decoded_skip_special", true)] {
+                let decoded = tokenizer.decode(&expected, skip).expect("decodes");
+                assert_eq!(
+                    Some(decoded.as_str()),
+                    case[key].as_str(),
+                    "{fixture:?} {text:?}"
+                );
+            }
         }
     }
 }
 
 #[test]
 fn chats_are_rendered_as_recorded() {
-    let (tokenizer, chat) = loaded();
-    let golden = golden();
-    let chats = golden["chats"].as_array().expect("a list");
-    assert_eq!(chats.len(), 6);
-    for case in chats {
-        let messages: Vec<ChatMessage> =
-            serde_json::from_value(case["messages"].clone()).expect("messages");
-        let prompt = case["add_generation_prompt"].as_bool().expect("a flag");
-        let text = chat.render(&messages, prompt).expect("renders");
-        assert_eq!(Some(text.as_str()), case["rendered"].as_str());
-        assert_eq!(tokenizer.encode(&text).expect("encodes"), ids(&case["ids"]));
-        if prompt {
-            let got = chat.prompt_ids(&tokenizer, &messages).expect("renders");
-            assert_eq!(got, ids(&case["ids"]));
+    for fixture in fixture::ALL {
+        let (tokenizer, chat) = load(fixture);
+        let golden = golden(fixture);
+        let chats = golden["chats"].as_array().expect("a list");
+        assert_eq!(chats.len(), 6);
+        for case in chats {
+            let messages: Vec<ChatMessage> =
+                serde_json::from_value(case["messages"].clone()).expect("messages");
+            let prompt = case["add_generation_prompt"].as_bool().expect("a flag");
+            let text = chat.render(&messages, prompt).expect("renders");
+            assert_eq!(
+                Some(text.as_str()),
+                case["rendered"].as_str(),
+                "{fixture:?}"
+            );
+            assert_eq!(tokenizer.encode(&text).expect("encodes"), ids(&case["ids"]));
+            if prompt {
+                let got = chat.prompt_ids(&tokenizer, &messages).expect("renders");
+                assert_eq!(got, ids(&case["ids"]), "{fixture:?}");
+            }
         }
     }
 }
 
 #[test]
 fn stop_tokens_are_those_of_the_generation_config() {
-    assert_eq!(stop_tokens(&fixture()).expect("it is valid"), [509, 507]);
+    let due: [[u32; 2]; 4] = [[509, 507], [509, 507], [511, 508], [5, 0]];
+    for (fixture, due) in fixture::ALL.into_iter().zip(due) {
+        assert_eq!(
+            stop_tokens(&fixture.dir()).expect("it is valid"),
+            due,
+            "{fixture:?}"
+        );
+    }
 }
 
 #[test]

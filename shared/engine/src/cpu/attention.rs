@@ -1,13 +1,14 @@
 //! Causal grouped-query attention over cached keys and values.
 //!
 //! For a query q at position p, per head: `s[j] = scale * chain over d of q[d] k[j][d]` for the
-//! keys j = 0..=p; `m = max s`; `e[j] = exp(s[j] - m)`; `z` = sum of e in sixteen lanes by
+//! keys j = 0..=p (or, with a window of w, the last w of them); `m = max s`; `e[j] = exp(s[j] - m)`; `z` = sum of e in sixteen lanes by
 //! `j % 16`, then the fixed tree; `out = (chain over ascending j of e[j] v[j]) * (1 / z)`.
 //! Nothing here depends on which other queries are computed at the same time: a tile of
 //! queries shares the reading of keys and values, never a sum.
 
 use std::array::from_fn;
 use std::cell::RefCell;
+use std::ops::Range;
 
 use super::gemm::{chains, store_part};
 use super::math::exp;
@@ -32,6 +33,17 @@ pub struct Heads {
     pub dim: usize,
     /// Factor of the scores, usually `dim^-1/2`.
     pub scale: f32,
+    /// A query sees this many keys, its own included; `None`: all before it.
+    pub window: Option<usize>,
+}
+
+impl Heads {
+    /// The first key that a query at a position sees.
+    #[inline(always)]
+    pub(crate) fn first_key(self, position: usize) -> usize {
+        self.window
+            .map_or(0, |window| (position + 1).saturating_sub(window))
+    }
 }
 
 /// Where a row of queries belongs.
@@ -39,7 +51,7 @@ pub struct Heads {
 pub struct RowPlace {
     /// Index of its sequence's cache.
     pub sequence: u32,
-    /// Its position; it sees keys `0..=position`.
+    /// Its position; it sees keys up to this one.
     pub position: u32,
 }
 
@@ -162,19 +174,28 @@ impl Attend<'_, '_> {
             &q[(row * heads.queries + kv_head * group + head) * heads.dim..][..heads.dim]
         });
         let limits: [usize; R] = from_fn(|r| places[row_and_head(r).0].position as usize + 1);
-        let stride = limits[R - 1].next_multiple_of(LANES);
+        let starts: [usize; R] = from_fn(|r| heads.first_key(limits[r] - 1));
+        // Positions ascend, so the first query sees the earliest key. Whole blocks before it add
+        // an exact zero to nothing and are left out.
+        let base = starts[0] / LANES * LANES;
+        let stride = limits[R - 1].next_multiple_of(LANES) - base;
         if self.scores.len() < R * stride {
             self.scores.resize(R * stride, 0.0);
         }
         let scores = &mut self.scores[..R * stride];
-        score(s, queries, cache, kv_head, heads.scale, scores);
-        let mut inverse = [0.0f32; R];
-        for r in 0..R {
-            inverse[r] = 1.0 / exp_and_sum(s, &mut scores[r * stride..][..stride], limits[r]);
-        }
-        let values = Values {
+        let keys = Keys {
             cache,
             kv_head,
+            base,
+        };
+        score(s, queries, keys, heads.scale, scores);
+        let mut inverse = [0.0f32; R];
+        for r in 0..R {
+            let seen = starts[r] - base..limits[r] - base;
+            inverse[r] = 1.0 / exp_and_sum(s, &mut scores[r * stride..][..stride], seen);
+        }
+        let values = Values {
+            keys,
             scores,
             limits,
         };
@@ -201,13 +222,21 @@ impl Attend<'_, '_> {
     }
 }
 
-/// `scores[r, j] = scale * q[r] . k[j]` for all keys of the blocks that `scores` covers.
+/// Keys and values of one head, from a block on.
+#[derive(Clone, Copy)]
+struct Keys<'a> {
+    cache: &'a LayerCache,
+    kv_head: usize,
+    /// Position of the first key that has a score; a multiple of [`LANES`].
+    base: usize,
+}
+
+/// `scores[r, j] = scale * q[r] . k[base + j]` for all keys of the blocks that `scores` covers.
 #[inline(always)]
 fn score<S: Simd, const R: usize>(
     s: S,
     queries: [&[f32]; R],
-    cache: &LayerCache,
-    kv_head: usize,
+    keys: Keys<'_>,
     scale: f32,
     scores: &mut [f32],
 ) {
@@ -218,11 +247,11 @@ fn score<S: Simd, const R: usize>(
         let left = blocks - block;
         let to = &mut scores[block * LANES..];
         block += if left >= 4 && const { 4 * R <= S::ACCUMULATORS } {
-            score_blocks::<S, R, 4>(s, queries, (cache, kv_head, block), scale, to, stride)
+            score_blocks::<S, R, 4>(s, queries, (keys, block), scale, to, stride)
         } else if left >= 2 && const { 2 * R <= S::ACCUMULATORS } {
-            score_blocks::<S, R, 2>(s, queries, (cache, kv_head, block), scale, to, stride)
+            score_blocks::<S, R, 2>(s, queries, (keys, block), scale, to, stride)
         } else {
-            score_blocks::<S, R, 1>(s, queries, (cache, kv_head, block), scale, to, stride)
+            score_blocks::<S, R, 1>(s, queries, (keys, block), scale, to, stride)
         };
     }
 }
@@ -232,12 +261,13 @@ fn score<S: Simd, const R: usize>(
 fn score_blocks<S: Simd, const R: usize, const B: usize>(
     s: S,
     queries: [&[f32]; R],
-    (cache, kv_head, block): (&LayerCache, usize, usize),
+    (keys, block): (Keys<'_>, usize),
     scale: f32,
     to: &mut [f32],
     stride: usize,
 ) -> usize {
-    let keys: [&[[f32; LANES]]; B] = from_fn(|b| cache.key_panel(block + b, kv_head));
+    let first = keys.base / LANES + block;
+    let keys: [&[[f32; LANES]]; B] = from_fn(|b| keys.cache.key_panel(first + b, keys.kv_head));
     let acc = chains(s, queries, keys, [[s.splat(0.0); B]; R]);
     let scale = s.splat(scale);
     for r in 0..R {
@@ -252,11 +282,12 @@ fn score_blocks<S: Simd, const R: usize, const B: usize>(
     B
 }
 
-/// Replaces the scores of one query by `exp(score - max)`, zero from `limit` on, and returns
-/// their sum.
+/// Replaces the scores of one query by `exp(score - max)`, zero where it does not see the key,
+/// and returns their sum.
 #[inline(always)]
-fn exp_and_sum<S: Simd>(s: S, scores: &mut [f32], limit: usize) -> f32 {
-    scores[limit..].fill(f32::NEG_INFINITY);
+fn exp_and_sum<S: Simd>(s: S, scores: &mut [f32], seen: Range<usize>) -> f32 {
+    scores[..seen.start].fill(f32::NEG_INFINITY);
+    scores[seen.end..].fill(f32::NEG_INFINITY);
     let blocks = scores.as_chunks_mut::<LANES>().0;
     let mut max = s.splat(f32::NEG_INFINITY);
     for block in &*blocks {
@@ -274,9 +305,8 @@ fn exp_and_sum<S: Simd>(s: S, scores: &mut [f32], limit: usize) -> f32 {
 
 /// What a weighted sum of values needs.
 struct Values<'a, const R: usize> {
-    cache: &'a LayerCache,
-    kv_head: usize,
-    /// `exp(score - max)`, `[R, keys rounded up]`.
+    keys: Keys<'a>,
+    /// `exp(score - max)`, `[R, keys from the base, rounded up]`.
     scores: &'a [f32],
     limits: [usize; R],
 }
@@ -293,7 +323,7 @@ struct Place {
 
 impl<const R: usize> Values<'_, R> {
     /// `out[r] = (sum over j < limits[r] of weight[r, j] * v[j]) * inverse[r]` for `B` panels.
-    /// Returns `B`.
+    /// Keys that a query does not see have an exact zero for a weight. Returns `B`.
     #[inline(always)]
     fn write_sums<S: Simd, const B: usize>(
         &self,
@@ -302,15 +332,16 @@ impl<const R: usize> Values<'_, R> {
         at: Place,
         tile: &mut Tile<'_>,
     ) -> usize {
-        let stride = self.scores.len() / R;
+        let (stride, base) = (self.scores.len() / R, self.keys.base);
         // Keys that every query sees are read once for all; the few behind them (at most one
         // per row of the tile) continue each query's chain on its own.
         let common = self.limits[0];
         let mut acc = [[s.splat(0.0); B]; R];
-        let mut key = 0;
+        let mut key = base;
         while key < common {
             let end = common.min(key + LANES);
-            let weights: [&[f32]; R] = from_fn(|r| &self.scores[r * stride..][key..end]);
+            let weights: [&[f32]; R] =
+                from_fn(|r| &self.scores[r * stride..][key - base..end - base]);
             acc = chains(s, weights, self.panels::<B>(at.panel, key, end), acc);
             key = end;
         }
@@ -319,7 +350,7 @@ impl<const R: usize> Values<'_, R> {
             let mut key = common;
             while key < self.limits[r] {
                 let end = self.limits[r].min((key / LANES + 1) * LANES);
-                let weights = [&self.scores[r * stride..][key..end]];
+                let weights = [&self.scores[r * stride..][key - base..end - base]];
                 chain = chains(s, weights, self.panels::<B>(at.panel, key, end), chain);
                 key = end;
             }
@@ -339,6 +370,7 @@ impl<const R: usize> Values<'_, R> {
     #[inline(always)]
     fn panels<const B: usize>(&self, panel: usize, key: usize, end: usize) -> [&[[f32; LANES]]; B] {
         let (block, from) = (key / LANES, key % LANES);
-        from_fn(|b| &self.cache.value_panel(block, self.kv_head, panel + b)[from..from + end - key])
+        let Keys { cache, kv_head, .. } = self.keys;
+        from_fn(|b| &cache.value_panel(block, kv_head, panel + b)[from..from + end - key])
     }
 }

@@ -45,6 +45,20 @@ pub(crate) fn sigmoid<S: Simd>(s: S, x: S::V) -> S::V {
     s.div(one, s.add(one, exp(s, s.sub(s.splat(0.0), x))))
 }
 
+/// `2 sqrt(2 / pi)`, so that `x gelu_sigmoid(x)` is the tanh form of GELU:
+/// `(1 + tanh u) / 2 = sigmoid(2 u)`.
+pub(crate) const GELU_LINEAR: f32 = 1.595_769_2;
+/// `GELU_LINEAR` times 0.044715, of the cube.
+pub(crate) const GELU_CUBIC: f32 = 0.071_354_82;
+
+/// `sigmoid(2 sqrt(2 / pi) (x + 0.044715 x^3))` per lane.
+#[inline(always)]
+pub(crate) fn gelu_sigmoid<S: Simd>(s: S, x: S::V) -> S::V {
+    let square = s.mul(x, x);
+    let slope = s.fma(square, s.splat(GELU_CUBIC), s.splat(GELU_LINEAR));
+    sigmoid(s, s.mul(x, slope))
+}
+
 /// Natural logarithm of a positive, normal, finite f32.
 ///
 /// x = m 2^e with m in [sqrt(1/2), sqrt(2)); ln m = 2 atanh((m - 1) / (m + 1)) as a series in

@@ -1,10 +1,11 @@
 //! Row-wise operators: RMS norm, gated SiLU, residual sum.
 
 use super::gemm::{load_part, store_part};
-use super::math::sigmoid;
+use super::math::{gelu_sigmoid, sigmoid};
 use super::simd::{Kernel, LANES, Simd, sum_lanes};
 use super::threads::Threads;
 use super::tiles::TileGrid;
+use crate::config::Activation;
 
 /// Rows of one chunk.
 const ROW_BLOCK: usize = 32;
@@ -41,12 +42,18 @@ pub fn inverse_rms(threads: &Threads, x: &[f32], eps: f32) -> f32 {
     threads.isa().dispatch(InverseRms { x, eps })
 }
 
-/// `out = gate * sigmoid(gate) * up`, element by element.
+/// `out = activation(gate) * up`, element by element.
 ///
 /// # Panics
 /// When the lengths differ.
-pub fn silu_mul(threads: &Threads, gate: &[f32], up: &[f32], out: &mut [f32]) {
-    elementwise(threads, gate, up, out, Pairwise::SiluMul);
+pub fn gate_mul(
+    threads: &Threads,
+    activation: Activation,
+    gate: &[f32],
+    up: &[f32],
+    out: &mut [f32],
+) {
+    elementwise(threads, gate, up, out, Pairwise::GateMul(activation));
 }
 
 /// `out = a + b`, element by element.
@@ -170,7 +177,7 @@ impl Kernel for InverseRms<'_> {
 
 #[derive(Clone, Copy)]
 enum Pairwise {
-    SiluMul,
+    GateMul(Activation),
     Add,
 }
 
@@ -190,12 +197,19 @@ impl Kernel for PairwiseRow<'_> {
         for ((a, b), out) in inputs.zip(self.out.chunks_mut(LANES)) {
             let (a, b) = (load_part(s, a), load_part(s, b));
             let v = match self.op {
-                Pairwise::SiluMul => s.mul(s.mul(a, sigmoid(s, a)), b),
+                Pairwise::GateMul(Activation::Silu) => s.mul(s.mul(a, sigmoid(s, a)), b),
+                Pairwise::GateMul(Activation::GeluTanh) => s.mul(gelu(s, a), b),
                 Pairwise::Add => s.add(a, b),
             };
             store_part(s, out, v);
         }
     }
+}
+
+/// `x / 2 (1 + tanh(u)) = x sigmoid(2 u)`.
+#[inline(always)]
+fn gelu<S: Simd>(s: S, x: S::V) -> S::V {
+    s.mul(x, gelu_sigmoid(s, x))
 }
 
 struct AddAssign<'a> {

@@ -8,12 +8,13 @@ use super::ops::NormRowInPlace;
 use super::simd::{Isa, Kernel, LANES, Simd};
 use super::threads::Threads;
 use super::tiles::TileGrid;
+use crate::config::{RopeConfig, RopeScaling};
 
 /// Positions that are tabled together, the first time one of them is used.
 const BLOCK: usize = 256;
 
-/// Cosines and sines of all positions: `angle = position * theta^(-2 i / head_dim)`, computed
-/// in f64 and rounded once.
+/// Cosines and sines of all positions: `angle = position * theta^(-2 i / head_dim)` but for the
+/// scaling, computed in f64 and rounded once.
 #[derive(Debug)]
 pub struct RopeTable {
     half: usize,
@@ -24,9 +25,10 @@ pub struct RopeTable {
 impl RopeTable {
     /// A table for heads of `head_dim` (even) and `positions` positions.
     #[must_use]
-    pub fn new(head_dim: usize, theta: f64, positions: usize) -> Self {
+    pub fn new(head_dim: usize, rope: RopeConfig, positions: usize) -> Self {
         let half = head_dim / 2;
-        let frequency = |i: usize| theta.powf(-((2 * i) as f64) / head_dim as f64);
+        let plain = |i: usize| rope.theta.powf(-((2 * i) as f64) / head_dim as f64);
+        let frequency = |i: usize| scaled(plain(i), rope.scaling);
         Self {
             half,
             frequencies: (0..half).map(frequency).collect(),
@@ -54,6 +56,31 @@ impl RopeTable {
             block.extend(self.frequencies.iter().map(|f| angle(f).sin() as f32));
         }
         block.into_boxed_slice()
+    }
+}
+
+/// A frequency after its scaling.
+fn scaled(frequency: f64, scaling: RopeScaling) -> f64 {
+    match scaling {
+        RopeScaling::None => frequency,
+        RopeScaling::Linear { factor } => frequency / factor,
+        RopeScaling::Llama3 {
+            factor,
+            low_freq_factor,
+            high_freq_factor,
+            original,
+        } => {
+            // How many wavelengths the original context held.
+            let turns = original * frequency / std::f64::consts::TAU;
+            if turns > high_freq_factor {
+                frequency
+            } else if turns < low_freq_factor {
+                frequency / factor
+            } else {
+                let keep = (turns - low_freq_factor) / (high_freq_factor - low_freq_factor);
+                (1.0 - keep) * frequency / factor + keep * frequency
+            }
+        }
     }
 }
 

@@ -9,9 +9,9 @@ use crate::cpu::attention::RowPlace;
 use crate::error::EngineError;
 
 /// Consecutive rows with the same adapter.
-pub(super) struct AdapterRun<'a> {
-    pub(super) rows: Range<usize>,
-    pub(super) adapter: &'a PackedAdapter,
+pub(crate) struct AdapterRun<'a> {
+    pub(crate) rows: Range<usize>,
+    pub(crate) adapter: &'a PackedAdapter,
 }
 
 /// The rows of a batch.

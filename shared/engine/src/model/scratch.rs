@@ -1,21 +1,18 @@
 //! Buffers that one forward pass leaves for the next.
 
+use super::layer::{LayerBuffers, Work};
+
 /// Reusable buffers; what they hold between passes has no meaning.
 #[derive(Debug, Default)]
 pub struct Scratch {
+    /// The residual stream.
     pub(super) x: Vec<f32>,
-    pub(super) h: Vec<f32>,
-    pub(super) q: Vec<f32>,
-    pub(super) k: Vec<f32>,
-    pub(super) v: Vec<f32>,
-    pub(super) attended: Vec<f32>,
-    pub(super) branch: Vec<f32>,
-    pub(super) gate: Vec<f32>,
-    pub(super) up: Vec<f32>,
-    pub(super) gated: Vec<f32>,
-    /// `A x` of up to three targets that share `x`.
-    pub(super) low: [Vec<f32>; 3],
+    /// Rows whose logits are wanted, and their norms.
+    pub(super) picked: Vec<f32>,
+    pub(super) normed: Vec<f32>,
     pub(super) positions: Vec<u32>,
+    pub(super) layer: LayerBuffers,
+    pub(super) work: Work,
 }
 
 impl Scratch {

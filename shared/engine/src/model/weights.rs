@@ -18,11 +18,17 @@ pub struct LayerWeights {
     pub attn_norm: Vec<f32>,
     /// Before the feed-forward, `[hidden]`.
     pub ffn_norm: Vec<f32>,
+    /// Of the attention's result, `[hidden]`.
+    pub attn_branch_norm: Option<Vec<f32>>,
+    /// Of the feed-forward's result, `[hidden]`.
+    pub ffn_branch_norm: Option<Vec<f32>>,
     /// For each query head, `[head_dim]`.
     pub q_norm: Option<Vec<f32>>,
     /// For each key head, `[head_dim]`.
     pub k_norm: Option<Vec<f32>>,
     linear: Vec<PackedWeights>,
+    /// Biases of queries, keys and values.
+    biases: Option<[Vec<f32>; 3]>,
 }
 
 impl LayerWeights {
@@ -30,6 +36,12 @@ impl LayerWeights {
     #[must_use]
     pub fn linear(&self, target: Target) -> &PackedWeights {
         &self.linear[target.index()]
+    }
+
+    /// The bias of one linear layer, `[out]`.
+    #[must_use]
+    pub fn bias(&self, target: Target) -> Option<&[f32]> {
+        self.biases.as_ref()?.get(target.index()).map(Vec::as_slice)
     }
 }
 
@@ -62,6 +74,10 @@ impl Model {
             Some(embedding) => embedding.row(token as usize, to),
             None => self.output.copy_row(token as usize, to),
         }
+        let scale = self.config.embedding_scale;
+        if scale != 1.0 {
+            to.iter_mut().for_each(|value| *value *= scale);
+        }
     }
 }
 
@@ -90,17 +106,17 @@ pub(super) fn load(dir: &Path) -> Result<Model, EngineError> {
         let bf16 = view.to_bf16_bits().map(Embedding::Bf16);
         Some(bf16.unwrap_or_else(|| Embedding::F32(view.to_f32())))
     };
+    let positions = config.max_position_embeddings;
+    let ropes = config.ropes.iter();
     Ok(Model {
         digest,
         embedding,
         layers,
-        final_norm: checkpoint.tensor("model.norm.weight", &[hidden])?.to_f32(),
+        final_norm: norm(&checkpoint, &config, "model.norm", hidden)?,
         output,
-        rope: RopeTable::new(
-            config.head_dim,
-            config.rope_theta,
-            config.max_position_embeddings,
-        ),
+        ropes: ropes
+            .map(|rope| RopeTable::new(config.head_dim, *rope, positions))
+            .collect(),
         config,
     })
 }
@@ -111,33 +127,63 @@ fn layer(
     index: usize,
 ) -> Result<LayerWeights, EngineError> {
     let prefix = format!("model.layers.{index}");
-    let vector = |name: &str, len: usize| {
-        let name = format!("{prefix}.{name}.weight");
-        checkpoint.tensor(&name, &[len]).map(|view| view.to_f32())
-    };
-    let head_norm = |name: &str| {
-        config
-            .qk_norm
-            .then(|| vector(name, config.head_dim))
-            .transpose()
-    };
+    let (hidden, head_dim) = (config.hidden_size, config.head_dim);
+    let vector = |name: &str, len| norm(checkpoint, config, &format!("{prefix}.{name}"), len);
+    let when = |switch: bool, name: &str, len| switch.then(|| vector(name, len)).transpose();
     let linear = Target::ALL.into_iter().map(|target| {
         let (n, k) = target.shape(config);
         let name = format!("{prefix}.{}", target.path());
-        if checkpoint.has(&format!("{name}.bias")) {
+        if checkpoint.has(&format!("{name}.bias")) && !has_bias(config, target) {
             let what = format!("{name}.bias");
             let file = Path::new("model.safetensors").to_owned();
             return Err(EngineError::ModelUnsupported { file, what });
         }
         packed(checkpoint, &format!("{name}.weight"), n, k)
     });
+    let bias = |target: Target| {
+        let name = format!("{prefix}.{}.bias", target.path());
+        let view = checkpoint.tensor(&name, &[target.shape(config).0])?;
+        Ok::<_, EngineError>(view.to_f32())
+    };
+    let biases = match config.qkv_bias {
+        true => Some([bias(Target::Q)?, bias(Target::K)?, bias(Target::V)?]),
+        false => None,
+    };
+    // Where branches are normed, `post_attention_layernorm` is the norm of a branch.
+    let ffn_norm = match config.branch_norms {
+        true => "pre_feedforward_layernorm",
+        false => "post_attention_layernorm",
+    };
     Ok(LayerWeights {
-        attn_norm: vector("input_layernorm", config.hidden_size)?,
-        ffn_norm: vector("post_attention_layernorm", config.hidden_size)?,
-        q_norm: head_norm("self_attn.q_norm")?,
-        k_norm: head_norm("self_attn.k_norm")?,
+        attn_norm: vector("input_layernorm", hidden)?,
+        ffn_norm: vector(ffn_norm, hidden)?,
+        attn_branch_norm: when(config.branch_norms, "post_attention_layernorm", hidden)?,
+        ffn_branch_norm: when(config.branch_norms, "post_feedforward_layernorm", hidden)?,
+        q_norm: when(config.qk_norm, "self_attn.q_norm", head_dim)?,
+        k_norm: when(config.qk_norm, "self_attn.k_norm", head_dim)?,
         linear: linear.collect::<Result<_, _>>()?,
+        biases,
     })
+}
+
+const fn has_bias(config: &ModelConfig, target: Target) -> bool {
+    config.qkv_bias && matches!(target, Target::Q | Target::K | Target::V)
+}
+
+/// The weight of a norm, as it is multiplied.
+fn norm(
+    checkpoint: &Checkpoint,
+    config: &ModelConfig,
+    name: &str,
+    len: usize,
+) -> Result<Vec<f32>, EngineError> {
+    let mut weight = checkpoint
+        .tensor(&format!("{name}.weight"), &[len])?
+        .to_f32();
+    if config.norm_plus_one {
+        weight.iter_mut().for_each(|value| *value += 1.0);
+    }
+    Ok(weight)
 }
 
 fn packed(

@@ -1,6 +1,6 @@
 //! Backward of causal grouped-query attention over one sequence.
 //!
-//! With `S = scale Q K^T` below the diagonal, `P = softmax(S)`, `O = P V` (Vaswani et al. 2017,
+//! With `S = scale Q K^T` where a query sees a key, `P = softmax(S)`, `O = P V` (Vaswani et al. 2017,
 //! arXiv 1706.03762, eq. 1; derivatives as in Dao et al. 2022, arXiv 2205.14135, appendix B.2):
 //!
 //! ```text
@@ -105,6 +105,7 @@ impl Kernel for Head<'_, '_> {
             kv: keys,
             dim,
             scale,
+            ..
         } = heads;
         let rows = inputs.q.len() / (queries * dim);
         scratch.probs.resize(rows, 0.0);
@@ -112,14 +113,15 @@ impl Kernel for Head<'_, '_> {
         for i in 0..rows {
             let at = (i * queries + query_head) * dim;
             let (query, dout) = (&inputs.q[at..at + dim], &inputs.dout[at..at + dim]);
-            let probs = &mut scratch.probs[..=i];
-            let dprobs = &mut scratch.dprobs[..=i];
-            row_times_columns(s, probs, query, &scratch.keys, rows);
+            let first = heads.first_key(i);
+            let probs = &mut scratch.probs[first..=i];
+            let dprobs = &mut scratch.dprobs[first..=i];
+            row_times_columns(s, probs, query, &scratch.keys[first..], rows);
             softmax(s, probs, scale);
-            row_times_columns(s, dprobs, dout, &scratch.values, rows);
+            row_times_columns(s, dprobs, dout, &scratch.values[first..], rows);
             let pull = dot(s, dout, &inputs.out[at..at + dim]);
             let dq = &mut outputs.dq[at..at + dim];
-            for (j, (p, dp)) in probs.iter().zip(dprobs).enumerate() {
+            for (j, (p, dp)) in (first..).zip(probs.iter().zip(dprobs)) {
                 let key_at = (j * keys + key_head) * dim;
                 let ds = scale * p * (*dp - pull);
                 axpy(s, dq, ds, &inputs.k[key_at..key_at + dim]);
@@ -143,13 +145,14 @@ fn transpose_head(to: &mut Vec<f32>, from: &[f32], heads: Heads, key_head: usize
     }
 }
 
-/// `out[j] = sum over d of row[d] * columns[d, j]`, for the first `out.len()` columns.
+/// `out[j] = sum over d of row[d] * columns[d, j]`, for the first `out.len()` columns; rows of
+/// `columns` lie `stride` apart.
 #[inline(always)]
 fn row_times_columns<S: Simd>(s: S, out: &mut [f32], row: &[f32], columns: &[f32], stride: usize) {
     for (block, out) in out.chunks_mut(LANES).enumerate() {
         let mut sum = s.splat(0.0);
-        for (value, column) in row.iter().zip(columns.chunks_exact(stride)) {
-            let lanes = load_part(s, &column[block * LANES..][..out.len()]);
+        for (d, value) in row.iter().enumerate() {
+            let lanes = load_part(s, &columns[d * stride + block * LANES..][..out.len()]);
             sum = s.fma(s.splat(*value), lanes, sum);
         }
         store_part(s, out, sum);
@@ -208,6 +211,7 @@ mod tests {
         kv: 2,
         dim: 6,
         scale: 0.4,
+        window: None,
     };
 
     fn wave(n: usize, phase: f64) -> Vec<f64> {
@@ -219,13 +223,14 @@ mod tests {
     }
 
     /// The forward in f64, written out.
-    fn forward(q: &[f64], k: &[f64], v: &[f64], rows: usize) -> Vec<f64> {
+    fn forward(heads: Heads, q: &[f64], k: &[f64], v: &[f64], rows: usize) -> Vec<f64> {
         let Heads {
             queries,
             kv: keys,
             dim,
             scale,
-        } = HEADS;
+            ..
+        } = heads;
         let mut out = vec![0.0; q.len()];
         for h in 0..queries {
             let g = h / (queries / keys);
@@ -235,8 +240,9 @@ mod tests {
                         .map(|d| q[(i * queries + h) * dim + d] * k[(j * keys + g) * dim + d]);
                     (f64::from(scale) * pairs.sum::<f64>()).exp()
                 };
-                let total: f64 = (0..=i).map(score).sum();
-                for j in 0..=i {
+                let seen = heads.first_key(i)..=i;
+                let total: f64 = seen.clone().map(score).sum();
+                for j in seen {
                     for d in 0..dim {
                         out[(i * queries + h) * dim + d] +=
                             score(j) / total * v[(j * keys + g) * dim + d];
@@ -249,10 +255,16 @@ mod tests {
 
     #[test]
     fn derivatives_match_differences() {
+        for window in [None, Some(1), Some(2), Some(9)] {
+            check_derivatives(Heads { window, ..HEADS });
+        }
+    }
+
+    fn check_derivatives(heads: Heads) {
         let rows = 5;
         let (q, k) = (wave(rows * 24, 0.3), wave(rows * 12, 1.1));
         let (v, dout) = (wave(rows * 12, 2.7), wave(rows * 24, 0.9));
-        let out = forward(&q, &k, &v, rows);
+        let out = forward(heads, &q, &k, &v, rows);
         let (mut dq, mut dk, mut dv) = (vec![0.0; 120], vec![0.0; 60], vec![0.0; 60]);
         let (q32, k32, v32) = (single(&q), single(&k), single(&v));
         let inputs = Inputs {
@@ -269,14 +281,14 @@ mod tests {
         };
         backward(
             Isa::best(),
-            HEADS,
+            heads,
             inputs,
             &mut outputs,
             &mut Scratch::default(),
         );
 
         let loss = |q: &[f64], k: &[f64], v: &[f64]| -> f64 {
-            let out = forward(q, k, v, rows);
+            let out = forward(heads, q, k, v, rows);
             out.iter().zip(&dout).map(|(a, b)| a * b).sum()
         };
         let difference = |which: usize, at: usize| -> f64 {

@@ -2,21 +2,20 @@
 //!
 //! `dx` is the derivative of the loss by the residual stream, `[T, hidden]`. Each half of a layer
 //! reads it as the derivative of its own result, and adds what flows back through its norm:
-//! `d(x + f(norm(x))) = dx + norm'(f'(dx))`. Results of cheap operators (norms, the gated product)
+//! `d(x + f(norm(x))) = dx + norm'(f'(dx))`, where f may end with a norm of its own. Results of cheap operators (norms, the gated product)
 //! are computed again instead of kept.
 
 use super::arena::Arena;
 use super::attention::{self, Inputs, Outputs};
 use super::linear::{self, Linear, Low};
 use super::matmul::Start;
-use super::ops::{rms_norm_add, rms_norm_in_place, silu_mul, unrotate};
+use super::ops::{gate_mul, rms_norm_add, rms_norm_in_place, unrotate};
 use super::rows::Rows;
-use super::tape::{LayerTape, LowRank};
 use super::weights::Frozen;
 use crate::adapter::{Adapter, Target};
 use crate::cpu::ops;
 use crate::cpu::threads::Threads;
-use crate::model::{LayerWeights, Model};
+use crate::model::{LayerBuffers, LayerWeights, LowRank, Model};
 
 /// Everything that stays the same during a backward pass.
 #[derive(Clone, Copy, Debug)]
@@ -37,6 +36,8 @@ pub(super) struct Scratch {
     /// The input of a group of linear layers, and the derivative by it.
     normed: Vec<f32>,
     dnormed: Vec<f32>,
+    /// The derivative by a branch before its norm.
+    dbranch: Vec<f32>,
     inner: Vec<f32>,
     dinner: Vec<f32>,
     dq: Vec<f32>,
@@ -49,7 +50,7 @@ pub(super) struct Scratch {
 pub(super) fn backward(
     context: Context<'_>,
     rows: &Rows,
-    tape: &mut [LayerTape],
+    tape: &mut [LayerBuffers],
     dx: &mut [f32],
     grads: &mut [f32],
     scratch: &mut Scratch,
@@ -75,13 +76,16 @@ struct Layer<'a> {
 impl Layer<'_> {
     fn feed_forward(
         self,
-        tape: &mut LayerTape,
+        tape: &mut LayerBuffers,
         dx: &mut [f32],
         grads: &mut [f32],
         scratch: &mut Scratch,
     ) {
         let threads = self.context.threads;
+        let activation = self.context.model.config().activation;
         let (weight, eps) = self.norm(|layer| &layer.ffn_norm);
+        let branch_norm = self.weights().ffn_branch_norm.as_deref();
+        let dy = self.branch(branch_norm, &tape.ffn_branch, dx, &mut scratch.dbranch);
         let Scratch {
             linear,
             normed,
@@ -90,35 +94,45 @@ impl Layer<'_> {
             dinner: dproduct,
             ..
         } = scratch;
-        let LayerTape {
-            mid, gate, up, h, ..
+        let LayerBuffers {
+            mid, gate, up, low, ..
         } = tape;
         product.resize(gate.len(), 0.0);
         dproduct.resize(gate.len(), 0.0);
         normed.resize(mid.len(), 0.0);
         dnormed.resize(mid.len(), 0.0);
 
-        ops::silu_mul(threads, gate, up, product);
-        let down = self.linear(Target::Down, product, dx, h);
+        ops::gate_mul(threads, activation, gate, up, product);
+        let down = self.linear(Target::Down, product, dy, low);
         down.backward(threads, linear, grads, Some((dproduct, Start::Zero)));
-        silu_mul(threads.isa(), gate, up, dproduct);
+        gate_mul(threads.isa(), activation, gate, up, dproduct);
 
         ops::rms_norm(threads, mid, weight, eps, normed);
         let into = Some((dnormed.as_mut_slice(), Start::Zero));
-        self.linear(Target::Gate, normed, gate, h)
+        self.linear(Target::Gate, normed, gate, low)
             .backward(threads, linear, grads, into);
         let into = Some((dnormed.as_mut_slice(), Start::Old));
-        self.linear(Target::Up, normed, up, h)
+        self.linear(Target::Up, normed, up, low)
             .backward(threads, linear, grads, into);
         rms_norm_add(threads.isa(), dx, dnormed, mid, weight, eps);
     }
 
-    fn attention(self, tape: &LayerTape, dx: &mut [f32], grads: &mut [f32], scratch: &mut Scratch) {
+    fn attention(
+        self,
+        tape: &LayerBuffers,
+        dx: &mut [f32],
+        grads: &mut [f32],
+        scratch: &mut Scratch,
+    ) {
         let threads = self.context.threads;
         let (weight, eps) = self.norm(|layer| &layer.attn_norm);
-        let LayerTape { x, attended, h, .. } = tape;
+        let LayerBuffers {
+            x, attended, low, ..
+        } = tape;
         scratch.dinner.resize(attended.len(), 0.0);
-        let output = self.linear(Target::O, attended, dx, h);
+        let branch_norm = self.weights().attn_branch_norm.as_deref();
+        let dy = self.branch(branch_norm, &tape.attn_branch, dx, &mut scratch.dbranch);
+        let output = self.linear(Target::O, attended, dy, low);
         let into = Some((scratch.dinner.as_mut_slice(), Start::Zero));
         output.backward(threads, &mut scratch.linear, grads, into);
         self.scores(tape, scratch);
@@ -143,7 +157,7 @@ impl Layer<'_> {
         for (target, dy, start) in parts {
             // Nothing below the first layer learns.
             let into = (self.index > 0).then_some((dnormed.as_mut_slice(), start));
-            self.linear(target, normed, dy, h)
+            self.linear(target, normed, dy, low)
                 .backward(threads, linear, grads, into);
         }
         if self.index > 0 {
@@ -153,7 +167,7 @@ impl Layer<'_> {
 
     /// From the derivative by the attention's result (`scratch.dinner`) to those by queries, keys
     /// and values before norm and rotation.
-    fn scores(self, tape: &LayerTape, scratch: &mut Scratch) {
+    fn scores(self, tape: &LayerBuffers, scratch: &mut Scratch) {
         let Context { threads, model, .. } = self.context;
         let config = model.config();
         let isa = threads.isa();
@@ -173,7 +187,7 @@ impl Layer<'_> {
             derivative.clear();
             derivative.resize(length, 0.0);
         }
-        let heads = model.heads();
+        let heads = model.heads(self.index);
         for sequence in self.rows.sequences() {
             let wide = sequence.start * config.q_size()..sequence.end * config.q_size();
             let slim = sequence.start * config.kv_size()..sequence.end * config.kv_size();
@@ -191,7 +205,7 @@ impl Layer<'_> {
             };
             attention::backward(isa, heads, inputs, &mut outputs, attention);
         }
-        let weights = &model.layers()[self.index];
+        let weights = self.weights();
         for (derivative, raw, norm) in [
             (dq, &tape.q_raw, &weights.q_norm),
             (dk, &tape.k_raw, &weights.k_norm),
@@ -199,7 +213,7 @@ impl Layer<'_> {
             let width = derivative.len() / self.rows.len();
             let positions = self.rows.positions();
             for (row, position) in derivative.chunks_exact_mut(width).zip(positions) {
-                let (cos, sin) = model.rope().at(*position as usize);
+                let (cos, sin) = model.rope(self.index).at(*position as usize);
                 for head in row.chunks_exact_mut(config.head_dim) {
                     unrotate(isa, head, cos, sin);
                 }
@@ -210,13 +224,32 @@ impl Layer<'_> {
         }
     }
 
+    fn weights(&self) -> &LayerWeights {
+        &self.context.model.layers()[self.index]
+    }
+
     /// A norm of this layer with its epsilon.
     fn norm(&self, weight: impl Fn(&LayerWeights) -> &Vec<f32>) -> (&[f32], f32) {
-        let model = self.context.model;
-        (
-            weight(&model.layers()[self.index]),
-            model.config().rms_norm_eps,
-        )
+        let eps = self.context.model.config().rms_norm_eps;
+        (weight(self.weights()), eps)
+    }
+
+    /// From the derivative by what a branch adds to the residual stream to that by the branch's
+    /// own result: the same, unless a norm stands between.
+    fn branch<'a>(
+        &self,
+        norm: Option<&[f32]>,
+        branch: &[f32],
+        dx: &'a [f32],
+        dbranch: &'a mut Vec<f32>,
+    ) -> &'a [f32] {
+        let Some(weight) = norm else { return dx };
+        let Context { threads, model, .. } = self.context;
+        dbranch.clear();
+        dbranch.extend_from_slice(dx);
+        let eps = model.config().rms_norm_eps;
+        rms_norm_in_place(threads.isa(), dbranch, branch, weight, eps);
+        dbranch
     }
 
     /// A linear layer of this layer with its adapter.
@@ -225,7 +258,7 @@ impl Layer<'_> {
         target: Target,
         x: &'a [f32],
         dy: &'a [f32],
-        h: &'a LowRank,
+        low_rank: &'a LowRank,
     ) -> Linear<'a> {
         let Context {
             frozen,
@@ -242,7 +275,7 @@ impl Layer<'_> {
             low: low.map(|(pair, place)| Low {
                 pair,
                 place,
-                h: &h[target.index()],
+                h: &low_rank[target.index()],
                 rank: adapter.rank(),
                 scale: adapter.scale(),
             }),

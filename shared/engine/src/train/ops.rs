@@ -2,8 +2,9 @@
 //!
 //! `dy` is the derivative of the loss by an operator's result, `dx` by its argument.
 
+use crate::config::Activation;
 use crate::cpu::gemm::{load_part, store_part};
-use crate::cpu::math::{exp, sigmoid};
+use crate::cpu::math::{GELU_CUBIC, GELU_LINEAR, exp, gelu_sigmoid, sigmoid};
 use crate::cpu::simd::{Isa, Kernel, LANES, Simd, sum_lanes};
 
 /// Backward of the RMS norm `y = x * inv * w`, `inv = 1 / sqrt(mean(x^2) + eps)` (Zhang &
@@ -141,25 +142,38 @@ impl Kernel for Unrotate<'_> {
     }
 }
 
-/// Backward of `y = gate * sigmoid(gate) * up` (Shazeer 2020, arXiv 2002.05202, eq. 6), with
-/// `f = sigmoid(gate)`:
+/// Backward of `y = act(gate) * up` (Shazeer 2020, arXiv 2002.05202, eq. 6), both activations
+/// being `act(g) = g f` with a sigmoid `f = sigmoid(u(g))`:
 ///
 /// ```text
-/// dup = dy * gate * f      dgate = dy * up * f * (1 + gate * (1 - f))
+/// dup = dy * gate * f      dgate = dy * up * f * (1 + gate * u'(gate) * (1 - f))
+/// silu: u' = 1             gelu (tanh): u = a g + b g^3, u' = a + 3 b g^2
 /// ```
 ///
 /// In place: `gate` becomes `dgate`, `up` becomes `dup`.
-pub(super) fn silu_mul(isa: Isa, gate: &mut [f32], up: &mut [f32], dy: &[f32]) {
-    isa.dispatch(SiluMul { gate, up, dy });
+pub(super) fn gate_mul(
+    isa: Isa,
+    activation: Activation,
+    gate: &mut [f32],
+    up: &mut [f32],
+    dy: &[f32],
+) {
+    isa.dispatch(GateMul {
+        activation,
+        gate,
+        up,
+        dy,
+    });
 }
 
-struct SiluMul<'a> {
+struct GateMul<'a> {
+    activation: Activation,
     gate: &'a mut [f32],
     up: &'a mut [f32],
     dy: &'a [f32],
 }
 
-impl Kernel for SiluMul<'_> {
+impl Kernel for GateMul<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -168,10 +182,16 @@ impl Kernel for SiluMul<'_> {
         let pairs = self.gate.chunks_mut(LANES).zip(self.up.chunks_mut(LANES));
         for ((gate, up), dy) in pairs.zip(self.dy.chunks(LANES)) {
             let (g, u, dy) = (load_part(s, gate), load_part(s, up), load_part(s, dy));
-            let f = sigmoid(s, g);
-            let silu = s.mul(g, f);
-            let slope = s.mul(f, s.fma(g, s.sub(one, f), one));
-            store_part(s, up, s.mul(dy, silu));
+            let (f, inner) = match self.activation {
+                Activation::Silu => (sigmoid(s, g), g),
+                Activation::GeluTanh => {
+                    let cubic = s.splat(3.0 * GELU_CUBIC);
+                    let slope = s.fma(s.mul(g, g), cubic, s.splat(GELU_LINEAR));
+                    (gelu_sigmoid(s, g), s.mul(g, slope))
+                }
+            };
+            let slope = s.mul(f, s.fma(inner, s.sub(one, f), one));
+            store_part(s, up, s.mul(dy, s.mul(g, f)));
             store_part(s, gate, s.mul(s.mul(dy, u), slope));
         }
     }
@@ -291,14 +311,20 @@ mod tests {
         let n = 21;
         let (gate, up, dy) = (wave(n, 0.3), wave(n, 1.9), wave(n, 0.8));
         let silu = |g: f64| g / (1.0 + (-g).exp());
-        let (mut dgate, mut dup) = (gate.clone(), up.clone());
-        silu_mul(Isa::best(), &mut dgate, &mut dup, &dy);
-        check(&dgate, &gate, |g| {
-            weighted((0..n).map(|i| silu(g[i]) * f64::from(up[i])), &dy)
-        });
-        check(&dup, &up, |u| {
-            weighted((0..n).map(|i| silu(f64::from(gate[i])) * u[i]), &dy)
-        });
+        let root = (2.0 / std::f64::consts::PI).sqrt();
+        let gelu = |g: f64| g / 2.0 * (1.0 + (root * (g + 0.044_715 * g * g * g)).tanh());
+        let cases: [(Activation, &dyn Fn(f64) -> f64); 2] =
+            [(Activation::Silu, &silu), (Activation::GeluTanh, &gelu)];
+        for (activation, act) in cases {
+            let (mut dgate, mut dup) = (gate.clone(), up.clone());
+            gate_mul(Isa::best(), activation, &mut dgate, &mut dup, &dy);
+            check(&dgate, &gate, |g| {
+                weighted((0..n).map(|i| act(g[i]) * f64::from(up[i])), &dy)
+            });
+            check(&dup, &up, |u| {
+                weighted((0..n).map(|i| act(f64::from(gate[i])) * u[i]), &dy)
+            });
+        }
     }
 
     #[test]

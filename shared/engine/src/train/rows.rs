@@ -43,7 +43,7 @@ impl Rows {
     }
 
     /// The rows of each sequence.
-    pub(super) fn sequences(&self) -> impl Iterator<Item = Range<usize>> {
-        self.sequences.iter().cloned()
+    pub(super) fn sequences(&self) -> &[Range<usize>] {
+        &self.sequences
     }
 }

@@ -1,0 +1,264 @@
+//! One transformer layer: the code that the sampler and the learner both run.
+//!
+//! A layer leaves what it computed in [`LayerBuffers`]. The sampler has one set for all layers,
+//! the learner one per layer, because its backward pass reads them.
+
+use std::ops::Range;
+
+use super::layout::AdapterRun;
+use super::scratch::sized;
+use super::{LayerWeights, Model};
+use crate::adapter::Target;
+use crate::cpu::attention::{RowPlace, attention};
+use crate::cpu::gemm::{Product, Store, gemm, gemm_group};
+use crate::cpu::ops::{add_assign, gate_mul, rms_norm};
+use crate::cpu::rope::norm_and_rotate;
+use crate::cpu::threads::Threads;
+use crate::cpu::tiles::for_each_mut;
+use crate::kv::LayerCache;
+
+/// Values from which the sequences' caches are written on all threads.
+const PARALLEL_WRITE_MIN: usize = 16_384;
+
+/// `x A^T` by [`Target::index`], `[T, rank]` each.
+pub(crate) type LowRank = [Vec<f32>; Target::ALL.len()];
+
+/// What one layer leaves behind, `T` rows each.
+#[derive(Debug, Default)]
+pub(crate) struct LayerBuffers {
+    /// The layer's input; only kept for a backward pass.
+    pub(crate) x: Vec<f32>,
+    /// Queries and keys before norm and rotation; only kept for a backward pass.
+    pub(crate) q_raw: Vec<f32>,
+    pub(crate) k_raw: Vec<f32>,
+    /// Queries, keys and values as the attention reads them.
+    pub(crate) q: Vec<f32>,
+    pub(crate) k: Vec<f32>,
+    pub(crate) v: Vec<f32>,
+    /// The attention's result, before its output matrix.
+    pub(crate) attended: Vec<f32>,
+    /// The input of the feed-forward's half; only kept for a backward pass.
+    pub(crate) mid: Vec<f32>,
+    pub(crate) gate: Vec<f32>,
+    pub(crate) up: Vec<f32>,
+    /// Results of attention and feed-forward before their norm; only kept for a backward pass,
+    /// where such norms exist.
+    pub(crate) attn_branch: Vec<f32>,
+    pub(crate) ffn_branch: Vec<f32>,
+    /// `x A^T` of every adapted linear layer; of the last run of rows, when there are several.
+    pub(crate) low: LowRank,
+}
+
+/// What no later step reads.
+#[derive(Debug, Default)]
+pub(crate) struct Work {
+    normed: Vec<f32>,
+    gated: Vec<f32>,
+    branch: Vec<f32>,
+}
+
+/// What all layers of one pass have in common.
+#[derive(Clone, Copy)]
+pub(crate) struct LayerPass<'a> {
+    pub(crate) threads: &'a Threads,
+    pub(crate) model: &'a Model,
+    /// One per row.
+    pub(crate) places: &'a [RowPlace],
+    /// The position of each row in its sequence.
+    pub(crate) positions: &'a [u32],
+    /// Rows of each sequence.
+    pub(crate) sequences: &'a [Range<usize>],
+    /// Rows with an adapter.
+    pub(crate) runs: &'a [AdapterRun<'a>],
+    /// Whether a backward pass follows.
+    pub(crate) keep: bool,
+}
+
+impl LayerPass<'_> {
+    /// Replaces `x[T, hidden]` by the layer's result. `caches` are this layer's, one per
+    /// sequence; the rows' keys and values are written to them.
+    pub(crate) fn run(
+        self,
+        index: usize,
+        x: &mut [f32],
+        buffers: &mut LayerBuffers,
+        work: &mut Work,
+        caches: &mut [&mut LayerCache],
+    ) {
+        if self.keep {
+            copy(&mut buffers.x, x);
+        }
+        self.attention_inputs(index, x, buffers, work);
+        self.write_caches(buffers, caches);
+        self.attend(index, x, buffers, work, caches);
+        if self.keep {
+            copy(&mut buffers.mid, x);
+        }
+        self.feed_forward(index, x, buffers, work);
+    }
+
+    fn weights(&self, index: usize) -> &LayerWeights {
+        &self.model.layers()[index]
+    }
+
+    /// `x` to rotated `q` and `k`, and `v`.
+    fn attention_inputs(self, index: usize, x: &[f32], b: &mut LayerBuffers, work: &mut Work) {
+        let (config, weights) = (self.model.config(), self.weights(index));
+        let (rows, eps) = (self.places.len(), config.rms_norm_eps);
+        let normed = sized(&mut work.normed, x.len());
+        rms_norm(self.threads, x, &weights.attn_norm, eps, normed);
+        let outputs = [
+            (Target::Q, sized(&mut b.q, rows * config.q_size())),
+            (Target::K, sized(&mut b.k, rows * config.kv_size())),
+            (Target::V, sized(&mut b.v, rows * config.kv_size())),
+        ];
+        self.linear(index, normed, outputs, &mut b.low);
+        if self.keep {
+            copy(&mut b.q_raw, &b.q);
+            copy(&mut b.k_raw, &b.k);
+        }
+        let rope = self.model.rope(index);
+        for (part, norm) in [(&mut b.q, &weights.q_norm), (&mut b.k, &weights.k_norm)] {
+            let norm = norm.as_deref().map(|weight| (weight, eps));
+            norm_and_rotate(self.threads, part, norm, rope, self.positions);
+        }
+    }
+
+    fn write_caches(self, b: &LayerBuffers, caches: &mut [&mut LayerCache]) {
+        let width = self.model.config().kv_size();
+        let parallel = b.k.len() >= PARALLEL_WRITE_MIN && caches.len() > 1;
+        for_each_mut(self.threads, parallel, caches, |sequence, cache| {
+            let rows = &self.sequences[sequence];
+            if let Some(first) = self.places[rows.clone()].first() {
+                let range = rows.start * width..rows.end * width;
+                cache.write(first.position as usize, &b.k[range.clone()], &b.v[range]);
+            }
+        });
+    }
+
+    /// `x += [norm](W attention(q))`.
+    fn attend(
+        self,
+        index: usize,
+        x: &mut [f32],
+        b: &mut LayerBuffers,
+        work: &mut Work,
+        caches: &[&mut LayerCache],
+    ) {
+        let caches: Vec<&LayerCache> = caches.iter().map(|cache| &**cache).collect();
+        let heads = self.model.heads(index);
+        let attended = sized(&mut b.attended, b.q.len());
+        attention(self.threads, heads, &b.q, self.places, &caches, attended);
+        let branch = sized(&mut work.branch, x.len());
+        self.linear(index, attended, [(Target::O, branch)], &mut b.low);
+        let norm = self.weights(index).attn_branch_norm.as_deref();
+        self.add_branch(x, norm, &mut b.attn_branch, work);
+    }
+
+    /// `x += [norm](W (act(gate h) * up h))`.
+    fn feed_forward(self, index: usize, x: &mut [f32], b: &mut LayerBuffers, work: &mut Work) {
+        let (config, weights) = (self.model.config(), self.weights(index));
+        let wide = self.places.len() * config.intermediate_size;
+        let normed = sized(&mut work.normed, x.len());
+        rms_norm(
+            self.threads,
+            x,
+            &weights.ffn_norm,
+            config.rms_norm_eps,
+            normed,
+        );
+        let outputs = [
+            (Target::Gate, sized(&mut b.gate, wide)),
+            (Target::Up, sized(&mut b.up, wide)),
+        ];
+        self.linear(index, normed, outputs, &mut b.low);
+        let gated = sized(&mut work.gated, wide);
+        gate_mul(self.threads, config.activation, &b.gate, &b.up, gated);
+        let branch = sized(&mut work.branch, x.len());
+        self.linear(index, gated, [(Target::Down, branch)], &mut b.low);
+        let norm = weights.ffn_branch_norm.as_deref();
+        self.add_branch(x, norm, &mut b.ffn_branch, work);
+    }
+
+    /// `x += [norm](branch)`.
+    fn add_branch(self, x: &mut [f32], norm: Option<&[f32]>, kept: &mut Vec<f32>, work: &mut Work) {
+        let Some(weight) = norm else {
+            return add_assign(self.threads, x, &work.branch);
+        };
+        if self.keep {
+            copy(kept, &work.branch);
+        }
+        let normed = sized(&mut work.normed, x.len());
+        let eps = self.model.config().rms_norm_eps;
+        rms_norm(self.threads, &work.branch, weight, eps, normed);
+        add_assign(self.threads, x, normed);
+    }
+
+    /// Linear layers that share their input: `y = W x [+ bias]`, the chains starting at the
+    /// bias, then `y = y + s (B (A x))` on the rows that have an adapter.
+    fn linear<const N: usize>(
+        self,
+        index: usize,
+        x: &[f32],
+        mut outputs: [(Target, &mut [f32]); N],
+        low: &mut LowRank,
+    ) {
+        let weights = self.weights(index);
+        let mut products = Vec::with_capacity(N);
+        for (target, y) in &mut outputs {
+            let store = match weights.bias(*target) {
+                None => Store::Set,
+                Some(bias) => {
+                    y.chunks_exact_mut(bias.len())
+                        .for_each(|row| row.copy_from_slice(bias));
+                    Store::Continue
+                }
+            };
+            let weights = weights.linear(*target);
+            products.push(Product { weights, y, store });
+        }
+        gemm_group(self.threads, x, products);
+        for run in self.runs {
+            self.adapt(index, run, x, &mut outputs, low);
+        }
+    }
+
+    /// `y = y + s (B (A x))` on the rows of one adapter.
+    fn adapt<const N: usize>(
+        self,
+        index: usize,
+        run: &AdapterRun<'_>,
+        x: &[f32],
+        outputs: &mut [(Target, &mut [f32]); N],
+        low: &mut LowRank,
+    ) {
+        let rows = run.rows.len();
+        let width = x.len() / self.places.len();
+        let x = &x[run.rows.start * width..][..rows * width];
+        let mut products = Vec::with_capacity(N);
+        for (target, low) in Target::ALL.into_iter().zip(low.iter_mut()) {
+            let wanted = outputs.iter().any(|(output, _)| *output == target);
+            if let Some(pair) = run.adapter.pair(index, target).filter(|_| wanted) {
+                products.push(Product {
+                    weights: &pair.a,
+                    y: sized(low, rows * pair.a.n()),
+                    store: Store::Set,
+                });
+            }
+        }
+        gemm_group(self.threads, x, products);
+        for (target, y) in outputs {
+            if let Some(pair) = run.adapter.pair(index, *target) {
+                let n = pair.b.n();
+                let y = &mut y[run.rows.start * n..][..rows * n];
+                let store = Store::AddScaled(run.adapter.scale());
+                gemm(self.threads, &low[target.index()], &pair.b, y, store);
+            }
+        }
+    }
+}
+
+fn copy(to: &mut Vec<f32>, from: &[f32]) {
+    to.clear();
+    to.extend_from_slice(from);
+}
