@@ -25,7 +25,7 @@ use std::fmt;
 use std::path::Path;
 
 pub use forward::{Logits, LogitsWanted, SequenceStep};
-pub(crate) use layer::{LayerBuffers, LayerPass, LowRank, Work};
+pub(crate) use layer::{LayerBuffers, LayerPass, LowRank, SequenceRows, Work};
 pub(crate) use layout::AdapterRun;
 pub(crate) use lora::{PackedAdapter, PackedCell};
 pub use scratch::Scratch;

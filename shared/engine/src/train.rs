@@ -13,6 +13,7 @@ mod linear;
 mod loss;
 mod matmul;
 mod ops;
+mod packing;
 mod policy;
 mod rows;
 mod state;

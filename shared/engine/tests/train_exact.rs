@@ -2,8 +2,11 @@
 
 mod fixture;
 
+use std::sync::Arc;
+
 use volley_engine::adapter::{Adapter, LoraConfig};
 use volley_engine::cpu::threads::Threads;
+use volley_engine::model::Model;
 use volley_engine::sampler::SamplingParams;
 use volley_engine::train::{AdamParams, Datum, Loss, Trainer, generate, score};
 
@@ -93,6 +96,62 @@ fn a_score_is_the_samplers_logprob_to_the_bit() {
             .zip(&datum.weights)
         {
             assert!(*weight == 0.0 || got == due, "{got} {due}");
+        }
+    }
+}
+
+/// Every rollout again with other tokens after its prompt, beside it: groups of three.
+fn in_groups(data: &[Datum], model: &Model) -> Vec<Datum> {
+    let policy = |datum: &Datum, shift: u32| {
+        let mut other = datum.clone();
+        let first = datum.weights.iter().position(|weight| *weight != 0.0);
+        for token in &mut other.tokens[first.expect("a loss token") + 1..] {
+            *token = (*token + shift) % 500;
+        }
+        let scores = score(model, None, &other.tokens, &Threads::new(1)).expect("it fits");
+        other.sampled_logprobs = scores;
+        other
+            .advantages
+            .iter_mut()
+            .for_each(|a| *a *= 1.0 - shift as f32);
+        other
+    };
+    (data.iter())
+        .flat_map(|datum| [datum.clone(), policy(datum, 1), policy(datum, 3)])
+        .collect()
+}
+
+#[test]
+fn a_shared_prompt_changes_no_logprob_and_no_gradient() {
+    for fixture in fixture::ALL {
+        let model = fixture.model();
+        let adapter = fixture.adapter(&model, "adapter");
+        let trainer = || {
+            Trainer::new(Arc::clone(&model), adapter.clone(), Threads::new(2)).expect("they fit")
+        };
+        let data = in_groups(&rollouts(&trainer(), 5), &model);
+        let mut together = trainer();
+        let whole = together
+            .forward_backward(&data, &LOSS)
+            .expect("it is finite");
+        let mut apart = trainer();
+        let mut logprobs = Vec::new();
+        for datum in &data {
+            let output = apart.forward_backward(std::slice::from_ref(datum), &LOSS);
+            logprobs.extend(output.expect("it is finite").logprobs);
+        }
+        assert_eq!(whole.logprobs, logprobs, "{fixture:?}");
+        for (a, b) in together.grads().zip(apart.grads()) {
+            let error: f64 = (a.values.iter().zip(b.values))
+                .map(|(a, b)| f64::from(a - b).powi(2))
+                .sum();
+            let due: f64 = b.values.iter().map(|b| f64::from(*b).powi(2)).sum();
+            let (error, due) = (error.sqrt(), due.sqrt());
+            assert!(
+                error <= 2e-5 * due,
+                "{fixture:?} {}: {error:e} of {due:e}",
+                a.name
+            );
         }
     }
 }

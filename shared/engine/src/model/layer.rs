@@ -20,6 +20,27 @@ use crate::kv::LayerCache;
 /// Values from which the sequences' caches are written on all threads.
 const PARALLEL_WRITE_MIN: usize = 16_384;
 
+/// Where one sequence's rows are in a batch.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct SequenceRows {
+    /// Rows of the positions `0..prefix.len()`, which other sequences share. Empty when there
+    /// are none, or when they are in the cache already.
+    pub(crate) prefix: Range<usize>,
+    /// Rows of the positions after them.
+    pub(crate) own: Range<usize>,
+}
+
+impl SequenceRows {
+    /// The row of a position, counted from the prefix's first.
+    #[inline(always)]
+    pub(crate) fn row_of(&self, position: usize) -> usize {
+        match position.checked_sub(self.prefix.len()) {
+            Some(own) => self.own.start + own,
+            None => self.prefix.start + position,
+        }
+    }
+}
+
 /// `x A^T` by [`Target::index`], `[T, rank]` each.
 pub(crate) type LowRank = [Vec<f32>; Target::ALL.len()];
 
@@ -67,7 +88,7 @@ pub(crate) struct LayerPass<'a> {
     /// The position of each row in its sequence.
     pub(crate) positions: &'a [u32],
     /// Rows of each sequence.
-    pub(crate) sequences: &'a [Range<usize>],
+    pub(crate) sequences: &'a [SequenceRows],
     /// Rows with an adapter.
     pub(crate) runs: &'a [AdapterRun<'a>],
     /// Whether a backward pass follows.
@@ -128,10 +149,12 @@ impl LayerPass<'_> {
         let width = self.model.config().kv_size();
         let parallel = b.k.len() >= PARALLEL_WRITE_MIN && caches.len() > 1;
         for_each_mut(self.threads, parallel, caches, |sequence, cache| {
-            let rows = &self.sequences[sequence];
-            if let Some(first) = self.places[rows.clone()].first() {
-                let range = rows.start * width..rows.end * width;
-                cache.write(first.position as usize, &b.k[range.clone()], &b.v[range]);
+            let SequenceRows { prefix, own } = &self.sequences[sequence];
+            for rows in [prefix, own] {
+                if let Some(first) = self.places[rows.clone()].first() {
+                    let range = rows.start * width..rows.end * width;
+                    cache.write(first.position as usize, &b.k[range.clone()], &b.v[range]);
+                }
             }
         });
     }

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::forward::{LogitsWanted, SequenceStep};
+use super::layer::SequenceRows;
 use super::lora::PackedAdapter;
 use crate::config::ModelConfig;
 use crate::cpu::attention::RowPlace;
@@ -19,7 +20,7 @@ pub(super) struct Layout<'a> {
     /// One per row.
     pub(super) places: Vec<RowPlace>,
     /// Rows of each sequence.
-    pub(super) sequences: Vec<Range<usize>>,
+    pub(super) sequences: Vec<SequenceRows>,
     pub(super) runs: Vec<AdapterRun<'a>>,
     /// Rows whose logits are wanted, ascending.
     pub(super) wanted: Vec<usize>,
@@ -60,7 +61,10 @@ impl<'a> Layout<'a> {
             layout.wanted.extend(first_wanted..rows.end);
             layout.wanted_rows.push(rows.end - first_wanted);
             layout.add_adapter(step, rows.clone());
-            layout.sequences.push(rows);
+            layout.sequences.push(SequenceRows {
+                prefix: 0..0,
+                own: rows,
+            });
         }
         Ok(layout)
     }

@@ -1,4 +1,4 @@
-//! Backward of causal grouped-query attention over one sequence.
+//! Backward of causal grouped-query attention over one sequence of a micro-batch.
 //!
 //! With `S = scale Q K^T` where a query sees a key, `P = softmax(S)`, `O = P V` (Vaswani et al. 2017,
 //! arXiv 1706.03762, eq. 1; derivatives as in Dao et al. 2022, arXiv 2205.14135, appendix B.2):
@@ -15,8 +15,10 @@ use crate::cpu::attention::Heads;
 use crate::cpu::gemm::{load_part, store_part};
 use crate::cpu::math::exp;
 use crate::cpu::simd::{Isa, Kernel, LANES, Simd, max_lanes, sum_lanes};
+use crate::model::SequenceRows;
 
-/// What the forward left behind, and the derivative by its result. `T` rows each.
+/// What the forward left behind, and the derivative by its result, for all `T` rows of the
+/// micro-batch.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Inputs<'a> {
     /// `[T, queries * dim]`, rotated.
@@ -31,7 +33,7 @@ pub(super) struct Inputs<'a> {
     pub(super) dout: &'a [f32],
 }
 
-/// Derivatives by the arguments; all are added to.
+/// Derivatives by the arguments, for all `T` rows of the micro-batch; all are added to.
 #[derive(Debug)]
 pub(super) struct Outputs<'a> {
     /// `[T, queries * dim]`
@@ -52,21 +54,23 @@ pub(super) struct Scratch {
     dprobs: Vec<f32>,
 }
 
-/// Adds the derivatives of one sequence.
+/// Adds the derivatives of one sequence: of its own queries, by all keys they see.
 pub(super) fn backward(
     isa: Isa,
     heads: Heads,
+    sequence: &SequenceRows,
     inputs: Inputs<'_>,
     outputs: &mut Outputs<'_>,
     scratch: &mut Scratch,
 ) {
     let group = heads.queries / heads.kv;
     for key_head in 0..heads.kv {
-        transpose_head(&mut scratch.keys, inputs.k, heads, key_head);
-        transpose_head(&mut scratch.values, inputs.v, heads, key_head);
+        transpose_head(&mut scratch.keys, inputs.k, sequence, heads, key_head);
+        transpose_head(&mut scratch.values, inputs.v, sequence, heads, key_head);
         for query_head in key_head * group..(key_head + 1) * group {
             isa.dispatch(Head {
                 heads,
+                sequence,
                 key_head,
                 query_head,
                 inputs,
@@ -80,6 +84,7 @@ pub(super) fn backward(
 /// One query head.
 struct Head<'a, 'b> {
     heads: Heads,
+    sequence: &'a SequenceRows,
     key_head: usize,
     query_head: usize,
     inputs: Inputs<'a>,
@@ -94,6 +99,7 @@ impl Kernel for Head<'_, '_> {
     fn run<S: Simd>(self, s: S) {
         let Self {
             heads,
+            sequence,
             key_head,
             query_head,
             inputs,
@@ -107,11 +113,12 @@ impl Kernel for Head<'_, '_> {
             scale,
             ..
         } = heads;
-        let rows = inputs.q.len() / (queries * dim);
+        let prefix = sequence.prefix.len();
+        let rows = prefix + sequence.own.len();
         scratch.probs.resize(rows, 0.0);
         scratch.dprobs.resize(rows, 0.0);
-        for i in 0..rows {
-            let at = (i * queries + query_head) * dim;
+        for i in prefix..rows {
+            let at = (sequence.row_of(i) * queries + query_head) * dim;
             let (query, dout) = (&inputs.q[at..at + dim], &inputs.dout[at..at + dim]);
             let first = heads.first_key(i);
             let probs = &mut scratch.probs[first..=i];
@@ -122,7 +129,7 @@ impl Kernel for Head<'_, '_> {
             let pull = dot(s, dout, &inputs.out[at..at + dim]);
             let dq = &mut outputs.dq[at..at + dim];
             for (j, (p, dp)) in (first..).zip(probs.iter().zip(dprobs)) {
-                let key_at = (j * keys + key_head) * dim;
+                let key_at = (sequence.row_of(j) * keys + key_head) * dim;
                 let ds = scale * p * (*dp - pull);
                 axpy(s, dq, ds, &inputs.k[key_at..key_at + dim]);
                 axpy(s, &mut outputs.dk[key_at..key_at + dim], ds, query);
@@ -132,13 +139,19 @@ impl Kernel for Head<'_, '_> {
     }
 }
 
-/// `[dim, T]` from the rows of one key head.
-fn transpose_head(to: &mut Vec<f32>, from: &[f32], heads: Heads, key_head: usize) {
-    let row = heads.kv * heads.dim;
-    let rows = from.len() / row;
+/// `[dim, positions]` from the rows of one key head.
+fn transpose_head(
+    to: &mut Vec<f32>,
+    from: &[f32],
+    sequence: &SequenceRows,
+    heads: Heads,
+    key_head: usize,
+) {
+    let rows = sequence.prefix.len() + sequence.own.len();
     to.resize(rows * heads.dim, 0.0);
-    for (t, values) in from.chunks_exact(row).enumerate() {
-        let head = &values[key_head * heads.dim..(key_head + 1) * heads.dim];
+    for t in 0..rows {
+        let at = (sequence.row_of(t) * heads.kv + key_head) * heads.dim;
+        let head = &from[at..at + heads.dim];
         for (d, value) in head.iter().enumerate() {
             to[d * rows + t] = *value;
         }
@@ -282,6 +295,10 @@ mod tests {
         backward(
             Isa::best(),
             heads,
+            &SequenceRows {
+                prefix: 0..0,
+                own: 0..rows,
+            },
             inputs,
             &mut outputs,
             &mut Scratch::default(),

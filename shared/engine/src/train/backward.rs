@@ -188,23 +188,18 @@ impl Layer<'_> {
             derivative.resize(length, 0.0);
         }
         let heads = model.heads(self.index);
+        let inputs = Inputs {
+            q: &tape.q,
+            k: &tape.k,
+            v: &tape.v,
+            out: &tape.attended,
+            dout,
+        };
+        let mut outputs = Outputs { dq, dk, dv };
         for sequence in self.rows.sequences() {
-            let wide = sequence.start * config.q_size()..sequence.end * config.q_size();
-            let slim = sequence.start * config.kv_size()..sequence.end * config.kv_size();
-            let inputs = Inputs {
-                q: &tape.q[wide.clone()],
-                k: &tape.k[slim.clone()],
-                v: &tape.v[slim.clone()],
-                out: &tape.attended[wide.clone()],
-                dout: &dout[wide.clone()],
-            };
-            let mut outputs = Outputs {
-                dq: &mut dq[wide],
-                dk: &mut dk[slim.clone()],
-                dv: &mut dv[slim],
-            };
-            attention::backward(isa, heads, inputs, &mut outputs, attention);
+            attention::backward(isa, heads, sequence, inputs, &mut outputs, attention);
         }
+        let Outputs { dq, dk, .. } = outputs;
         let weights = self.weights();
         for (derivative, raw, norm) in [
             (dq, &tape.q_raw, &weights.q_norm),

@@ -1,6 +1,4 @@
-//! Data, and the micro-batches they are computed in.
-
-use std::ops::Range;
+//! Data.
 
 use crate::config::ModelConfig;
 use crate::error::EngineError;
@@ -26,6 +24,11 @@ impl Datum {
     #[must_use]
     pub const fn rows(&self) -> usize {
         self.tokens.len().saturating_sub(1)
+    }
+
+    /// The tokens that a forward reads: all but the last.
+    pub(super) fn inputs(&self) -> &[u32] {
+        &self.tokens[..self.rows()]
     }
 
     /// Refuses what a forward cannot compute.
@@ -71,37 +74,4 @@ pub(super) fn check_tokens(tokens: &[u32], model: &ModelConfig) -> Result<(), En
         return Err(EngineError::ContextExceeded { needed, max });
     }
     Ok(())
-}
-
-/// Cuts a batch into runs of whole sequences, in order, of at most `rows_max` positions each; a
-/// longer sequence is a run of its own.
-pub(super) fn micro_batches(rows: &[usize], rows_max: usize) -> Vec<Range<usize>> {
-    let mut runs: Vec<Range<usize>> = Vec::new();
-    let mut sum = 0;
-    for (index, count) in rows.iter().enumerate() {
-        match runs.last_mut() {
-            Some(run) if sum + count <= rows_max => {
-                run.end = index + 1;
-                sum += count;
-            }
-            _ => {
-                runs.push(index..index + 1);
-                sum = *count;
-            }
-        }
-    }
-    runs
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn runs_cover_everything_in_order_within_the_budget() {
-        assert_eq!(micro_batches(&[3, 3, 3, 9, 1], 6), [0..2, 2..3, 3..4, 4..5]);
-        assert_eq!(micro_batches(&[5, 1, 6], 6), [0..2, 2..3]);
-        assert_eq!(micro_batches(&[20], 6), vec![0..1]);
-        assert!(micro_batches(&[], 6).is_empty());
-    }
 }

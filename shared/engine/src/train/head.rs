@@ -142,6 +142,10 @@ fn derivative(context: Context<'_>, targets: &[Target], dx: &mut [f32], scratch:
     rms_norm_add(isa, gathered, dnormed, x, model.final_norm(), eps);
     let hidden = config.hidden_size;
     for (target, values) in targets.iter().zip(gathered.chunks_exact(hidden)) {
-        dx[target.row * hidden..][..hidden].copy_from_slice(values);
+        // Several sequences may go on differently after the same row.
+        let dx = &mut dx[target.row * hidden..][..hidden];
+        dx.iter_mut()
+            .zip(values)
+            .for_each(|(dx, value)| *dx += value);
     }
 }

@@ -27,13 +27,14 @@ pub(super) struct Forward<'a> {
 }
 
 impl Forward<'_> {
-    /// Computes all layers for whole sequences of input tokens, one per row.
-    pub(super) fn record(self, tokens: impl Iterator<Item = u32>, tape: &mut Tape) {
+    /// Computes all layers for the rows' input tokens.
+    pub(super) fn record(self, tape: &mut Tape) {
         let config = self.model.config();
         let hidden = config.hidden_size;
         tape.x.resize(self.rows.len() * hidden, 0.0);
+        let tokens = self.rows.tokens();
         for (row, token) in tape.x.chunks_exact_mut(hidden).zip(tokens) {
-            self.model.embed(token, row);
+            self.model.embed(*token, row);
         }
         let run = AdapterRun {
             rows: 0..self.rows.len(),

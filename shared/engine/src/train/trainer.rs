@@ -9,8 +9,9 @@ use std::sync::Arc;
 
 use super::adamw::AdamParams;
 use super::arena::{Arena, Moments, flatten, norm};
-use super::batch::{Datum, micro_batches};
+use super::batch::Datum;
 use super::loss::{Loss, LossMetrics, LossSums};
+use super::packing::{bundles, micro_batches};
 use super::state;
 use super::weights::Frozen;
 use super::worker::{Shared, Worker, loss_token};
@@ -21,8 +22,8 @@ use crate::error::EngineError;
 use crate::model::Model;
 
 /// Positions of one micro-batch. Large enough for whole tiles of every product, small enough that
-/// what a layer leaves behind (about 14 vectors of its width per position) stays in tens of MB.
-const MICRO_BATCH_ROWS: usize = 2048;
+/// what the layers leave behind (about 17 vectors of their width per position) stays bounded.
+const MICRO_BATCH_ROWS: usize = 512;
 
 /// What a forward and backward pass reports.
 #[derive(Clone, Debug, PartialEq)]
@@ -166,8 +167,14 @@ impl Trainer {
 
     /// Runs all micro-batches; returns the log-probabilities per datum.
     fn accumulate(&mut self, data: &[Datum], loss: &Loss) -> Result<Vec<Vec<f32>>, EngineError> {
-        let rows: Vec<usize> = data.iter().map(Datum::rows).collect();
-        let runs = micro_batches(&rows, self.micro_batch_rows);
+        let bundles = bundles(data.iter().map(Datum::inputs));
+        // First datum of each bundle, and the end.
+        let mut firsts = vec![0];
+        firsts.extend(bundles.iter().scan(0, |sum, bundle| {
+            *sum += bundle.members;
+            Some(*sum)
+        }));
+        let runs = micro_batches(&bundles, self.micro_batch_rows);
         let shared = Shared {
             threads: &self.threads,
             model: &self.model,
@@ -190,7 +197,8 @@ impl Trainer {
                 parallel,
                 &mut work,
                 |_, ((worker, run), result)| {
-                    *result = worker.run(shared, &data[(*run).clone()]);
+                    let data = &data[firsts[run.start]..firsts[run.end]];
+                    *result = worker.run(shared, &bundles[(*run).clone()], data);
                 },
             );
             for ((worker, _), result) in work {

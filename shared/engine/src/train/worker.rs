@@ -5,6 +5,7 @@ use super::backward::{self, Context};
 use super::batch::Datum;
 use super::head;
 use super::loss::{Loss, LossToken};
+use super::packing::Bundle;
 use super::rows::Rows;
 use super::tape::{Forward, Tape};
 use super::weights::Frozen;
@@ -38,8 +39,13 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    /// Computes log-probabilities and gradients of `data`.
-    pub(super) fn run(&mut self, shared: Shared<'_>, data: &[Datum]) -> Result<(), EngineError> {
+    /// Computes log-probabilities and gradients of `data`, which are the members of `bundles`.
+    pub(super) fn run(
+        &mut self,
+        shared: Shared<'_>,
+        bundles: &[Bundle],
+        data: &[Datum],
+    ) -> Result<(), EngineError> {
         let Shared {
             threads,
             model,
@@ -48,16 +54,15 @@ impl Worker {
             arena,
             loss,
         } = shared;
-        let rows = Rows::of(data.iter().map(Datum::rows));
+        let rows = Rows::of(bundles, data.iter().map(Datum::inputs));
         self.grads.clear();
         self.grads.resize(arena.len(), 0.0);
-        let mut targets = targets(data);
+        let mut targets = targets(data, &rows);
         self.logprobs = data.iter().map(|datum| vec![0.0; datum.rows()]).collect();
         if targets.is_empty() {
             return Ok(());
         }
 
-        let inputs = data.iter().flat_map(|datum| &datum.tokens[..datum.rows()]);
         let tape = &mut self.tape;
         let forward = Forward {
             threads,
@@ -65,7 +70,7 @@ impl Worker {
             adapter,
             rows: &rows,
         };
-        forward.record(inputs.copied(), tape);
+        forward.record(tape);
 
         let context = Context {
             threads,
@@ -101,21 +106,19 @@ impl Worker {
 }
 
 /// The loss tokens of a micro-batch, in order.
-fn targets(data: &[Datum]) -> Vec<head::Target> {
+fn targets(data: &[Datum], rows: &Rows) -> Vec<head::Target> {
     let mut targets = Vec::new();
-    let mut first_row = 0;
-    for datum in data {
+    for (index, datum) in data.iter().enumerate() {
         for t in 0..datum.rows() {
             let loss = loss_token(datum, t, 0.0);
             if loss.weight != 0.0 {
                 targets.push(head::Target {
-                    row: first_row + t,
+                    row: rows.row_of(index, t),
                     token: datum.tokens[t + 1],
                     loss,
                 });
             }
         }
-        first_row += datum.rows();
     }
     targets
 }
