@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 
 pub use config::{LoraConfig, Target};
 
-use crate::config::ModelConfig;
+use crate::config::{Compute, ModelConfig};
 use crate::error::EngineError;
 use crate::model::{PackedAdapter, PackedCell};
 
@@ -102,8 +102,8 @@ impl Adapter {
     }
 
     /// The factors as the matrix product reads them, packed at the first call.
-    pub(crate) fn packed(&self) -> &PackedAdapter {
-        self.packed.get(self)
+    pub(crate) fn packed(&self, compute: Compute) -> &PackedAdapter {
+        self.packed.get(self, compute)
     }
 
     /// Number of transformer layers.

@@ -40,6 +40,38 @@ pub enum Activation {
     GeluTanh,
 }
 
+/// In which number format the inputs and weights of matrix products are.
+///
+/// Everything else is f32 in both: residual stream, norms, attention, softmax, gradients,
+/// optimiser. Results of one format are never compared with those of the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Compute {
+    /// As they are stored: every product is exact in its operands.
+    #[default]
+    F32,
+    /// Rounded to bfloat16: half the memory and about twice the speed.
+    Bf16,
+}
+
+impl Compute {
+    /// The name on command lines and in recipes.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        }
+    }
+
+    /// The format of that name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::F32, Self::Bf16]
+            .into_iter()
+            .find(|compute| compute.name() == name)
+    }
+}
+
 /// How rotary frequencies differ from `theta^(-2 i / head_dim)`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum RopeScaling {

@@ -31,7 +31,7 @@ pub(crate) use lora::{PackedAdapter, PackedCell};
 pub use scratch::Scratch;
 pub use weights::LayerWeights;
 
-use crate::config::ModelConfig;
+use crate::config::{Compute, ModelConfig};
 use crate::cpu::attention::Heads;
 use crate::cpu::pack::PackedWeights;
 use crate::cpu::rope::RopeTable;
@@ -40,6 +40,7 @@ use crate::error::EngineError;
 /// A model that is ready to compute.
 pub struct Model {
     config: ModelConfig,
+    compute: Compute,
     digest: [u8; 32],
     /// `None` when the output matrix is the embedding too.
     embedding: Option<weights::Embedding>,
@@ -66,7 +67,22 @@ impl Model {
     ///
     /// What is missing, cut off, misshapen or not supported, with the file and the tensor.
     pub fn load(dir: &Path) -> Result<Self, EngineError> {
-        weights::load(dir)
+        Self::load_as(dir, Compute::F32)
+    }
+
+    /// The same with a number format of the products.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Self::load`].
+    pub fn load_as(dir: &Path, compute: Compute) -> Result<Self, EngineError> {
+        weights::load(dir, compute)
+    }
+
+    /// The number format of the products.
+    #[must_use]
+    pub const fn compute(&self) -> Compute {
+        self.compute
     }
 
     /// Sizes and switches.

@@ -4,6 +4,7 @@ mod random_model;
 
 use random_model::Noise;
 use volley_engine::cpu::Isa;
+use volley_engine::cpu::bf16::{narrow, round_rows, widen};
 use volley_engine::cpu::gemm::{Product, Store, gemm, gemm_group};
 use volley_engine::cpu::pack::PackedWeights;
 use volley_engine::cpu::threads::Threads;
@@ -79,6 +80,84 @@ fn every_path_is_the_definition() {
                         assert!(same, "{m} {n} {k} {store:?} {} x {count}", isa.name());
                     }
                 }
+            }
+        }
+    }
+}
+
+/// Zero with the sign of `v` where it is subnormal.
+fn flush(v: f32) -> f32 {
+    if v.abs() < f32::MIN_POSITIVE {
+        0.0f32.copysign(v)
+    } else {
+        v
+    }
+}
+
+/// The chain over pairs of bfloat16: odd before even, subnormals as zero.
+fn paired_definition(x: &[f32], w: &[f32], y: &mut [f32], [m, n, k]: [usize; 3], store: Store) {
+    let at = |v: &[f32], row: usize, l: usize| if l < k { flush(v[row * k + l]) } else { 0.0 };
+    for i in 0..m {
+        for j in 0..n {
+            let y = &mut y[i * n + j];
+            let mut chain = if store == Store::Continue {
+                flush(*y)
+            } else {
+                0.0
+            };
+            for pair in 0..k.div_ceil(2) {
+                for l in [2 * pair + 1, 2 * pair] {
+                    chain = flush(at(x, i, l).mul_add(at(w, j, l), chain));
+                }
+            }
+            *y = match store {
+                Store::AddScaled(scale) => scale.mul_add(chain, *y),
+                Store::Set | Store::Continue => chain,
+            };
+        }
+    }
+}
+
+#[test]
+fn every_path_of_rounded_inputs_is_the_definition() {
+    let mut noise = Noise::new(78);
+    let mut shapes = vec![[1, 1, 1], [13, 33, 1100], [97, 40, 31], [1, 300, 700]];
+    shapes.extend((1..=26).map(|m| [m, 16 * (m % 9) + m, 3 + 5 * m]));
+    for [m, n, k] in shapes {
+        // Every third row of products is about as small as f32 goes.
+        let tiny = |i: usize| {
+            if (i / k).is_multiple_of(3) {
+                1e-19
+            } else {
+                1.0
+            }
+        };
+        let scaled = |values: Vec<f32>| -> Vec<f32> {
+            (values.iter().enumerate())
+                .map(|(i, v)| v * tiny(i))
+                .collect()
+        };
+        let x = scaled(values(&mut noise, m * k));
+        let w = scaled(values(&mut noise, n * k));
+        let rounded = |v: &[f32]| -> Vec<f32> { v.iter().map(|v| widen(narrow(*v))).collect() };
+        let weights = PackedWeights::pack_rounded(&w, n, k);
+        assert_eq!(weights.to_row_major(), rounded(&w));
+        assert_eq!(
+            weights.transposed().transposed().to_row_major(),
+            rounded(&w)
+        );
+        let before = scaled(values(&mut noise, m * n));
+        for store in [Store::Set, Store::Continue, Store::AddScaled(0.37)] {
+            let mut expected = before.clone();
+            let shape = [m, n, k];
+            paired_definition(&rounded(&x), &rounded(&w), &mut expected, shape, store);
+            for isa in Isa::available() {
+                let threads = Threads::with_isa(1 + m % 2, isa);
+                let (mut y, mut pairs) = (before.clone(), Vec::new());
+                let x = round_rows(&threads, &x, k, &mut pairs);
+                gemm(&threads, x, &weights, &mut y, store);
+                let same = bits(&y) == bits(&expected);
+                assert!(same, "{m} {n} {k} {store:?} {}", isa.name());
             }
         }
     }

@@ -5,6 +5,7 @@ mod fixture;
 use std::sync::Arc;
 
 use volley_engine::adapter::{Adapter, LoraConfig};
+use volley_engine::config::Compute;
 use volley_engine::cpu::threads::Threads;
 use volley_engine::model::Model;
 use volley_engine::sampler::SamplingParams;
@@ -62,7 +63,20 @@ fn rollouts(trainer: &Trainer, count: u64) -> Vec<Datum> {
 
 #[test]
 fn the_learner_computes_the_samplers_logprobs_to_the_bit() {
-    let mut trainer = trainer(2).with_micro_batch_rows(64);
+    for fixture in fixture::ALL {
+        for compute in [Compute::F32, Compute::Bf16] {
+            let model = Model::load_as(&fixture.dir(), compute).expect("it loads");
+            for name in fixture.adapters() {
+                let adapter = fixture.adapter(&model, &name);
+                let model = Model::load_as(&fixture.dir(), compute).expect("it loads");
+                let trainer = Trainer::new(Arc::new(model), adapter, Threads::new(2));
+                check_logprobs(trainer.expect("they fit").with_micro_batch_rows(64));
+            }
+        }
+    }
+}
+
+fn check_logprobs(mut trainer: Trainer) {
     let data = rollouts(&trainer, 12);
     let output = trainer
         .forward_backward(&data, &LOSS)

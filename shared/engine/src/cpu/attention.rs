@@ -10,7 +10,8 @@ use std::array::from_fn;
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::gemm::{chains, store_part};
+use super::chains::{Operands, Single};
+use super::gemm::store_part;
 use super::math::exp;
 use super::simd::{Kernel, LANES, Simd, max_lanes, sum_lanes};
 use super::threads::Threads;
@@ -268,7 +269,7 @@ fn score_blocks<S: Simd, const R: usize, const B: usize>(
 ) -> usize {
     let first = keys.base / LANES + block;
     let keys: [&[[f32; LANES]]; B] = from_fn(|b| keys.cache.key_panel(first + b, keys.kv_head));
-    let acc = chains(s, queries, keys, [[s.splat(0.0); B]; R]);
+    let acc = Single::chains(s, queries, keys, [[s.splat(0.0); B]; R]);
     let scale = s.splat(scale);
     for r in 0..R {
         for b in 0..B {
@@ -342,7 +343,7 @@ impl<const R: usize> Values<'_, R> {
             let end = common.min(key + LANES);
             let weights: [&[f32]; R] =
                 from_fn(|r| &self.scores[r * stride..][key - base..end - base]);
-            acc = chains(s, weights, self.panels::<B>(at.panel, key, end), acc);
+            acc = Single::chains(s, weights, self.panels::<B>(at.panel, key, end), acc);
             key = end;
         }
         for r in 0..R {
@@ -351,7 +352,7 @@ impl<const R: usize> Values<'_, R> {
             while key < self.limits[r] {
                 let end = self.limits[r].min((key / LANES + 1) * LANES);
                 let weights = [&self.scores[r * stride..][key - base..end - base]];
-                chain = chains(s, weights, self.panels::<B>(at.panel, key, end), chain);
+                chain = Single::chains(s, weights, self.panels::<B>(at.panel, key, end), chain);
                 key = end;
             }
             let (row, head) = (

@@ -4,10 +4,14 @@
 //! accumulator lane is the fused multiply-add chain of one output. When k is cut into blocks
 //! (so that a panel group stays in the second-level cache while all rows pass it), the chain
 //! is stored in `y` and taken up again: storing an f32 does not change it.
+//!
+//! What a step along k is depends on the operands: see [`super::chains`].
 
 use std::array::from_fn;
 
-use super::pack::{Element, PackedWeights, Panels};
+use super::bf16::Input;
+use super::chains::{Operands, Paired, Single, Widened};
+use super::pack::{PackedWeights, Panels};
 use super::simd::{Isa, Kernel, LANES, Simd};
 use super::threads::Threads;
 use super::tiles::{Tile, TileGrid};
@@ -34,7 +38,7 @@ pub struct Product<'a> {
     pub store: Store,
 }
 
-/// Rows of k that one pass covers. A panel group of 64 columns is then 128 KiB of f32.
+/// Values of k that one pass covers. A panel group of 64 columns is then 128 KiB of f32.
 const K_BLOCK: usize = 512;
 /// Rows of one chunk: enough to use a panel group many times, few enough to divide well.
 const ROW_BLOCK: usize = 96;
@@ -48,28 +52,37 @@ const PARALLEL_MIN: usize = 150_000;
 ///
 /// # Panics
 /// When the lengths of `x` and `y` do not fit the weights.
-pub fn gemm(threads: &Threads, x: &[f32], weights: &PackedWeights, y: &mut [f32], store: Store) {
+pub fn gemm<'a>(
+    threads: &Threads,
+    x: impl Into<Input<'a>>,
+    weights: &PackedWeights,
+    y: &mut [f32],
+    store: Store,
+) {
     gemm_group(threads, x, vec![Product { weights, y, store }]);
 }
 
 /// Several products of the same `x[m, k]` in one parallel region.
 ///
 /// # Panics
-/// When the lengths of `x` and the outputs do not fit the weights.
-pub fn gemm_group(threads: &Threads, x: &[f32], products: Vec<Product<'_>>) {
+/// When the lengths of `x` and the outputs do not fit the weights, or `x` is rounded and the
+/// weights are not.
+pub fn gemm_group<'a>(threads: &Threads, x: impl Into<Input<'a>>, products: Vec<Product<'_>>) {
     let Some(k) = products.first().map(|p| p.weights.k()) else {
         return;
     };
-    let Some(m) = x.len().checked_div(k).filter(|&m| m > 0) else {
+    let x = x.into();
+    let m = x.rows(k);
+    if m == 0 {
         return;
-    };
+    }
     let n_sum: usize = products.iter().map(|p| p.weights.n()).sum();
     let row_block = m.min(ROW_BLOCK);
     let col_block = column_block(n_sum, m.div_ceil(row_block), threads.count());
     let mut grid = TileGrid::default();
     let mut inputs = Vec::with_capacity(products.len());
     for Product { weights, y, store } in products {
-        assert_eq!(x.len(), m * weights.k(), "x is [{m}, {}]", weights.k());
+        assert_eq!(k, weights.k(), "the products share x");
         grid.push(y, [m, weights.n()], [row_block, col_block]);
         inputs.push((weights, store));
     }
@@ -87,35 +100,72 @@ fn column_block(n: usize, row_blocks: usize, threads: usize) -> usize {
     n.div_ceil(wanted).next_multiple_of(group)
 }
 
-fn run_tile(isa: Isa, x: &[f32], weights: &PackedWeights, store: Store, tile: Tile<'_>) {
-    let k = weights.k();
-    match weights.panels() {
-        Panels::F32(panels) => isa.dispatch(TileProduct {
-            x,
-            k,
-            panels,
-            store,
-            tile,
-        }),
-        Panels::Bf16(panels) => isa.dispatch(TileProduct {
-            x,
-            k,
-            panels,
-            store,
-            tile,
-        }),
+fn run_tile(isa: Isa, x: Input<'_>, weights: &PackedWeights, store: Store, tile: Tile<'_>) {
+    match (x, weights.panels()) {
+        (Input::F32(x), Panels::F32(panels)) => {
+            isa.dispatch(TileProduct::<Single>::new(
+                x,
+                panels,
+                weights.k(),
+                store,
+                tile,
+            ));
+        }
+        (Input::F32(x), Panels::Bf16(panels)) => {
+            isa.dispatch(TileProduct::<Widened>::new(
+                x,
+                panels,
+                weights.k(),
+                store,
+                tile,
+            ));
+        }
+        (Input::Bf16(x), Panels::Bf16(panels)) => {
+            isa.dispatch(TileProduct::<Paired>::new(
+                x,
+                panels,
+                weights.k(),
+                store,
+                tile,
+            ));
+        }
+        (Input::Bf16(_), Panels::F32(_)) => {
+            unreachable!("a rounded input meets weights that are not")
+        }
     }
 }
 
-struct TileProduct<'a, E> {
-    x: &'a [f32],
-    k: usize,
-    panels: &'a [[E; LANES]],
+struct TileProduct<'a, O: Operands> {
+    x: &'a [O::X],
+    panels: &'a [[O::W; LANES]],
+    /// Elements of a row of `x`.
+    width: usize,
+    /// Rows of a panel.
+    depth: usize,
     store: Store,
     tile: Tile<'a>,
 }
 
-impl<E: Element> Kernel for TileProduct<'_, E> {
+impl<'a, O: Operands> TileProduct<'a, O> {
+    fn new(
+        x: &'a [O::X],
+        panels: &'a [[O::W; LANES]],
+        k: usize,
+        store: Store,
+        tile: Tile<'a>,
+    ) -> Self {
+        Self {
+            x,
+            panels,
+            width: O::width(k),
+            depth: O::depth(k),
+            store,
+            tile,
+        }
+    }
+}
+
+impl<O: Operands> Kernel for TileProduct<'_, O> {
     type Output = ();
 
     #[inline(always)]
@@ -153,19 +203,20 @@ fn widest_group<S: Simd>(rows: usize) -> usize {
     group
 }
 
-impl<E: Element> TileProduct<'_, E> {
+impl<O: Operands> TileProduct<'_, O> {
     /// All rows of the tile for `B` panels.
     #[inline(always)]
     fn group<S: Simd, const B: usize>(&mut self, s: S, panel: usize) {
         // With one register tile of rows nothing is gained by visiting k in blocks, and
         // `AddScaled` needs the whole chain at once.
         let whole = self.tile.rows.len() <= 12 || matches!(self.store, Store::AddScaled(_));
-        let block = if whole { self.k } else { K_BLOCK };
+        let block = if whole { self.depth } else { O::depth(K_BLOCK) };
         let mut k0 = 0;
-        while k0 < self.k {
-            let k1 = self.k.min(k0 + block);
+        while k0 < self.depth {
+            let k1 = self.depth.min(k0 + block);
             let store = if k0 == 0 { self.store } else { Store::Continue };
-            let w: [&[[E; LANES]]; B] = from_fn(|b| &self.panels[(panel + b) * self.k..][k0..k1]);
+            let w: [&[[O::W; LANES]]; B] =
+                from_fn(|b| &self.panels[(panel + b) * self.depth..][k0..k1]);
             let mut row = self.tile.rows.start;
             while row < self.tile.rows.end {
                 let left = self.tile.rows.end - row;
@@ -197,12 +248,13 @@ impl<E: Element> TileProduct<'_, E> {
     fn rows<S: Simd, const B: usize, const R: usize>(
         &mut self,
         s: S,
-        w: [&[[E; LANES]]; B],
+        w: [&[[O::W; LANES]]; B],
         (row, panel, k0): (usize, usize, usize),
         store: Store,
     ) -> usize {
-        let len = w[0].len();
-        let x: [&[f32]; R] = from_fn(|r| &self.x[(row + r) * self.k + k0..][..len]);
+        let columns = O::columns(k0..k0 + w[0].len(), self.width);
+        let x: [&[O::X]; R] =
+            from_fn(|r| &self.x[(row + r) * self.width..][..self.width][columns.clone()]);
         let col = panel * LANES - self.tile.cols.start;
         let mut acc = [[s.splat(0.0); B]; R];
         if store == Store::Continue {
@@ -213,7 +265,7 @@ impl<E: Element> TileProduct<'_, E> {
                 }
             }
         }
-        let acc = chains(s, x, w, acc);
+        let acc = O::chains(s, x, w, acc);
         for (r, acc) in acc.into_iter().enumerate() {
             let y = &mut self.tile.row(row + r)[col..];
             for (b, mut v) in acc.into_iter().enumerate() {
@@ -226,36 +278,6 @@ impl<E: Element> TileProduct<'_, E> {
         }
         R
     }
-}
-
-/// The heart: `acc[r][b] = fma(x[r][k], w[b][k], acc[r][b])` for ascending k.
-#[inline(always)]
-pub(crate) fn chains<S: Simd, E: Element, const R: usize, const B: usize>(
-    s: S,
-    x: [&[f32]; R],
-    w: [&[[E; LANES]]; B],
-    mut acc: [[S::V; B]; R],
-) -> [[S::V; B]; R] {
-    let len = w[0].len();
-    for row in x {
-        assert_eq!(row.len(), len, "rows and panels are equally long");
-    }
-    for panel in w {
-        assert_eq!(panel.len(), len, "panels are equally long");
-    }
-    for k in 0..len {
-        let mut lanes = [s.splat(0.0); B];
-        for b in 0..B {
-            lanes[b] = E::load(s, &w[b][k]);
-        }
-        for r in 0..R {
-            let value = s.splat(x[r][k]);
-            for b in 0..B {
-                acc[r][b] = s.fma(value, lanes[b], acc[r][b]);
-            }
-        }
-    }
-    acc
 }
 
 /// Up to sixteen values; missing ones are zero.

@@ -1,7 +1,7 @@
 //! Weight matrices in the order in which the matrix product reads them.
 
 use super::LANES;
-use super::simd::Simd;
+use super::bf16::{narrow, widen};
 
 /// A weight matrix `W[n, k]` of `y[m, n] = x[m, k] * W^T`, cut into panels of sixteen outputs:
 /// panel p holds, for each k, the weights of outputs `16 p .. 16 p + 16`. The last panel is
@@ -15,8 +15,11 @@ pub struct PackedWeights {
 
 #[derive(Debug, Clone)]
 pub(crate) enum Panels {
+    /// One row per k.
     F32(Vec<[f32; LANES]>),
-    Bf16(Vec<[u16; LANES]>),
+    /// One row per two k: the weights of the even one in the low halves, those of the odd one in
+    /// the high halves. An odd `k` ends with zeros.
+    Bf16(Vec<[u32; LANES]>),
 }
 
 impl PackedWeights {
@@ -26,24 +29,60 @@ impl PackedWeights {
     /// When `w` does not have `n * k` elements.
     #[must_use]
     pub fn pack(w: &[f32], n: usize, k: usize) -> Self {
+        assert_eq!(w.len(), n * k, "w is [{n}, {k}]");
+        let mut panels = vec![[0.0; LANES]; n.div_ceil(LANES) * k];
+        for (row, values) in w.chunks_exact(k.max(1)).enumerate() {
+            let panel = &mut panels[row / LANES * k..][..k];
+            (panel.iter_mut().zip(values)).for_each(|(to, &value)| to[row % LANES] = value);
+        }
         Self {
             n,
             k,
-            panels: Panels::F32(pack_rows(w, n, k)),
+            panels: Panels::F32(panels),
         }
     }
 
-    /// Packs row-major bfloat16 bit patterns `w[n, k]`. Products equal those of the same values
-    /// in f32 to the bit; the weights take half the memory.
+    /// Packs row-major bfloat16 bit patterns `w[n, k]`. Products with f32 inputs equal those of
+    /// the same values in f32 to the bit; the weights take half the memory.
     ///
     /// # Panics
     /// When `w` does not have `n * k` elements.
     #[must_use]
     pub fn pack_bf16(w: &[u16], n: usize, k: usize) -> Self {
+        assert_eq!(w.len(), n * k, "w is [{n}, {k}]");
+        Self::pack_pairs(n, k, |row, column| w[row * k + column])
+    }
+
+    /// Rounds a row-major `w[n, k]` to bfloat16 and packs it.
+    ///
+    /// # Panics
+    /// When `w` does not have `n * k` elements.
+    #[must_use]
+    pub fn pack_rounded(w: &[f32], n: usize, k: usize) -> Self {
+        assert_eq!(w.len(), n * k, "w is [{n}, {k}]");
+        Self::pack_pairs(n, k, |row, column| narrow(w[row * k + column]))
+    }
+
+    /// Packs bfloat16 weights `at(output, input)`.
+    fn pack_pairs(n: usize, k: usize, at: impl Fn(usize, usize) -> u16) -> Self {
+        let depth = k.div_ceil(2);
+        let mut panels = vec![[0u32; LANES]; n.div_ceil(LANES) * depth];
+        for row in 0..n {
+            let panel = &mut panels[row / LANES * depth..][..depth];
+            for (step, to) in panel.iter_mut().enumerate() {
+                let low = at(row, 2 * step);
+                let high = if 2 * step + 1 < k {
+                    at(row, 2 * step + 1)
+                } else {
+                    0
+                };
+                to[row % LANES] = u32::from(low) | u32::from(high) << 16;
+            }
+        }
         Self {
             n,
             k,
-            panels: Panels::Bf16(pack_rows(w, n, k)),
+            panels: Panels::Bf16(panels),
         }
     }
 
@@ -68,11 +107,20 @@ impl PackedWeights {
         }
     }
 
-    /// These weights with inputs and outputs exchanged.
+    /// These weights with inputs and outputs exchanged, in the same number format.
     #[must_use]
     pub fn transposed(&self) -> Self {
-        // pack_transposed(w[a, b]) has outputs b and inputs a; here a = n, b = k.
-        Self::pack_transposed(&self.to_row_major(), self.n, self.k)
+        match &self.panels {
+            // pack_transposed(w[a, b]) has outputs b and inputs a; here a = n, b = k.
+            Panels::F32(_) => Self::pack_transposed(&self.to_row_major(), self.n, self.k),
+            Panels::Bf16(all) => {
+                let depth = self.k.div_ceil(2);
+                Self::pack_pairs(self.k, self.n, |input, output| {
+                    let pair = all[output / LANES * depth + input / 2][output % LANES];
+                    (pair >> (input % 2 * 16)) as u16
+                })
+            }
+        }
     }
 
     /// The matrix `[n, k]` again, row-major.
@@ -93,17 +141,19 @@ impl PackedWeights {
         assert!(row < self.n, "row {row} of {}", self.n);
         assert_eq!(to.len(), self.k, "a row has k elements");
         let (panel, lane) = (row / LANES, row % LANES);
-        let range = panel * self.k..(panel + 1) * self.k;
         match &self.panels {
             Panels::F32(all) => {
-                to.iter_mut()
-                    .zip(&all[range])
-                    .for_each(|(to, lanes)| *to = lanes[lane]);
+                let panel = &all[panel * self.k..][..self.k];
+                (to.iter_mut().zip(panel)).for_each(|(to, lanes)| *to = lanes[lane]);
             }
-            Panels::Bf16(all) => to
-                .iter_mut()
-                .zip(&all[range])
-                .for_each(|(to, lanes)| *to = f32::from_bits(u32::from(lanes[lane]) << 16)),
+            Panels::Bf16(all) => {
+                let depth = self.k.div_ceil(2);
+                let panel = &all[panel * depth..][..depth];
+                for (to, lanes) in to.chunks_mut(2).zip(panel) {
+                    let pair = [lanes[lane] as u16, (lanes[lane] >> 16) as u16];
+                    (to.iter_mut().zip(pair)).for_each(|(to, bits)| *to = widen(bits));
+                }
+            }
         }
     }
 
@@ -121,38 +171,5 @@ impl PackedWeights {
 
     pub(crate) const fn panels(&self) -> &Panels {
         &self.panels
-    }
-}
-
-fn pack_rows<T: Copy + Default>(w: &[T], n: usize, k: usize) -> Vec<[T; LANES]> {
-    assert_eq!(w.len(), n * k, "w is [{n}, {k}]");
-    let mut panels = vec![[T::default(); LANES]; n.div_ceil(LANES) * k];
-    for (row, values) in w.chunks_exact(k.max(1)).enumerate() {
-        let panel = &mut panels[row / LANES * k..][..k];
-        panel
-            .iter_mut()
-            .zip(values)
-            .for_each(|(to, &value)| to[row % LANES] = value);
-    }
-    panels
-}
-
-/// A stored weight that can be read as f32 lanes.
-pub(crate) trait Element: Copy + Sync + 'static {
-    /// Sixteen of them, widened exactly.
-    fn load<S: Simd>(s: S, from: &[Self; LANES]) -> S::V;
-}
-
-impl Element for f32 {
-    #[inline(always)]
-    fn load<S: Simd>(s: S, from: &[Self; LANES]) -> S::V {
-        s.load(from)
-    }
-}
-
-impl Element for u16 {
-    #[inline(always)]
-    fn load<S: Simd>(s: S, from: &[Self; LANES]) -> S::V {
-        s.load_bf16(from)
     }
 }

@@ -12,6 +12,8 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx512bf16;
 mod scalar;
 
 use std::sync::OnceLock;
@@ -24,6 +26,8 @@ pub const LANES: usize = 16;
 pub(crate) trait Simd: Copy {
     /// Sixteen lanes.
     type V: Copy;
+    /// Sixteen pairs of bfloat16.
+    type P: Copy;
     /// Vectors that fit in registers as accumulators, beside operands.
     const ACCUMULATORS: usize;
 
@@ -31,8 +35,19 @@ pub(crate) trait Simd: Copy {
     fn splat(self, value: f32) -> Self::V;
     /// Reads sixteen values.
     fn load(self, from: &[f32; LANES]) -> Self::V;
-    /// Reads sixteen bfloat16 values, exactly.
-    fn load_bf16(self, from: &[u16; LANES]) -> Self::V;
+    /// Reads sixteen pairs of bfloat16: the even element in the low half.
+    fn load_pairs(self, from: &[u32; LANES]) -> Self::P;
+    /// The same pair in each lane.
+    fn splat_pair(self, pair: u32) -> Self::P;
+    /// The even elements, widened exactly.
+    fn even(self, pairs: Self::P) -> Self::V;
+    /// The odd elements, widened exactly.
+    fn odd(self, pairs: Self::P) -> Self::V;
+    /// `fma(x.even, w.even, fma(x.odd, w.odd, acc))`, with subnormal elements and results as
+    /// zero. `acc` is not subnormal (see [`Self::flush`]).
+    fn dot2(self, acc: Self::V, x: Self::P, w: Self::P) -> Self::V;
+    /// Zero where a lane is subnormal.
+    fn flush(self, v: Self::V) -> Self::V;
     /// Writes sixteen values.
     fn store(self, to: &mut [f32; LANES], v: Self::V);
     /// `a * b + c`, rounded once.
@@ -71,6 +86,8 @@ pub struct Isa(Kind);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     #[cfg(target_arch = "x86_64")]
+    Avx512Bf16,
+    #[cfg(target_arch = "x86_64")]
     Avx512,
     #[cfg(target_arch = "x86_64")]
     Avx2,
@@ -93,6 +110,9 @@ impl Isa {
         {
             let fma = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
             if fma && is_x86_feature_detected!("avx512f") {
+                if is_x86_feature_detected!("avx512bf16") {
+                    all.push(Self(Kind::Avx512Bf16));
+                }
                 all.push(Self(Kind::Avx512));
             }
             if fma {
@@ -108,6 +128,8 @@ impl Isa {
     pub const fn name(self) -> &'static str {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
+            Kind::Avx512Bf16 => "avx512bf16",
+            #[cfg(target_arch = "x86_64")]
             Kind::Avx512 => "avx512",
             #[cfg(target_arch = "x86_64")]
             Kind::Avx2 => "avx2",
@@ -119,6 +141,10 @@ impl Isa {
     #[inline]
     pub(crate) fn dispatch<K: Kernel>(self, kernel: K) -> K::Output {
         match self.0 {
+            // SAFETY: a value of this kind is only made by `available`, which detected
+            // avx512bf16, avx512f, avx2 and fma.
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512Bf16 => unsafe { avx512bf16::run(kernel) },
             // SAFETY: a value of this kind is only made by `available`, which detected
             // avx512f, avx2 and fma.
             #[cfg(target_arch = "x86_64")]

@@ -5,6 +5,7 @@ use super::layer::LayerPass;
 use super::layout::Layout;
 use super::scratch::{Scratch, sized};
 use crate::adapter::Adapter;
+use crate::cpu::bf16::input;
 use crate::cpu::gemm::{Store, gemm};
 use crate::cpu::ops::rms_norm;
 use crate::cpu::threads::Threads;
@@ -83,7 +84,7 @@ impl Model {
         threads: &Threads,
         scratch: &mut Scratch,
     ) -> Result<Vec<Logits>, EngineError> {
-        let layout = Layout::new(batch, &self.config)?;
+        let layout = Layout::new(batch, &self.config, self.compute)?;
         let Scratch {
             x,
             positions,
@@ -132,6 +133,7 @@ impl Model {
         let h = sized(&mut s.normed, wanted * hidden);
         rms_norm(threads, picked, &self.final_norm, config.rms_norm_eps, h);
         let mut all = vec![0.0; wanted * vocab];
+        let h = input(self.compute, threads, h, hidden, &mut s.pairs);
         gemm(threads, h, &self.output, &mut all, Store::Set);
         if let [rows] = layout.wanted_rows.as_slice() {
             return vec![Logits {

@@ -10,6 +10,7 @@ use super::scratch::sized;
 use super::{LayerWeights, Model};
 use crate::adapter::Target;
 use crate::cpu::attention::{RowPlace, attention};
+use crate::cpu::bf16::{Input, input};
 use crate::cpu::gemm::{Product, Store, gemm, gemm_group};
 use crate::cpu::ops::{add_assign, gate_mul, rms_norm};
 use crate::cpu::rope::norm_and_rotate;
@@ -76,6 +77,14 @@ pub(crate) struct Work {
     normed: Vec<f32>,
     gated: Vec<f32>,
     branch: Vec<f32>,
+    pairs: Pairs,
+}
+
+/// Rounded inputs of products.
+#[derive(Debug, Default)]
+struct Pairs {
+    x: Vec<u32>,
+    low: Vec<u32>,
 }
 
 /// What all layers of one pass have in common.
@@ -133,7 +142,7 @@ impl LayerPass<'_> {
             (Target::K, sized(&mut b.k, rows * config.kv_size())),
             (Target::V, sized(&mut b.v, rows * config.kv_size())),
         ];
-        self.linear(index, normed, outputs, &mut b.low);
+        self.linear(index, normed, outputs, &mut b.low, &mut work.pairs);
         if self.keep {
             copy(&mut b.q_raw, &b.q);
             copy(&mut b.k_raw, &b.k);
@@ -173,7 +182,8 @@ impl LayerPass<'_> {
         let attended = sized(&mut b.attended, b.q.len());
         attention(self.threads, heads, &b.q, self.places, &caches, attended);
         let branch = sized(&mut work.branch, x.len());
-        self.linear(index, attended, [(Target::O, branch)], &mut b.low);
+        let output = [(Target::O, branch)];
+        self.linear(index, attended, output, &mut b.low, &mut work.pairs);
         let norm = self.weights(index).attn_branch_norm.as_deref();
         self.add_branch(x, norm, &mut b.attn_branch, work);
     }
@@ -194,11 +204,12 @@ impl LayerPass<'_> {
             (Target::Gate, sized(&mut b.gate, wide)),
             (Target::Up, sized(&mut b.up, wide)),
         ];
-        self.linear(index, normed, outputs, &mut b.low);
+        self.linear(index, normed, outputs, &mut b.low, &mut work.pairs);
         let gated = sized(&mut work.gated, wide);
         gate_mul(self.threads, config.activation, &b.gate, &b.up, gated);
         let branch = sized(&mut work.branch, x.len());
-        self.linear(index, gated, [(Target::Down, branch)], &mut b.low);
+        let output = [(Target::Down, branch)];
+        self.linear(index, gated, output, &mut b.low, &mut work.pairs);
         let norm = weights.ffn_branch_norm.as_deref();
         self.add_branch(x, norm, &mut b.ffn_branch, work);
     }
@@ -225,7 +236,15 @@ impl LayerPass<'_> {
         x: &[f32],
         mut outputs: [(Target, &mut [f32]); N],
         low: &mut LowRank,
+        pairs: &mut Pairs,
     ) {
+        let Some(k) = outputs
+            .first()
+            .map(|(target, _)| self.weights(index).linear(*target).k())
+        else {
+            return;
+        };
+        let x = input(self.model.compute(), self.threads, x, k, &mut pairs.x);
         let weights = self.weights(index);
         let mut products = Vec::with_capacity(N);
         for (target, y) in &mut outputs {
@@ -242,22 +261,22 @@ impl LayerPass<'_> {
         }
         gemm_group(self.threads, x, products);
         for run in self.runs {
-            self.adapt(index, run, x, &mut outputs, low);
+            let x = x.rows_at(k, run.rows.start, run.rows.len());
+            self.adapt(index, run, x, &mut outputs, low, &mut pairs.low);
         }
     }
 
-    /// `y = y + s (B (A x))` on the rows of one adapter.
+    /// `y = y + s (B (A x))` on the rows of one adapter; `x` are those rows' inputs.
     fn adapt<const N: usize>(
         self,
         index: usize,
         run: &AdapterRun<'_>,
-        x: &[f32],
+        x: Input<'_>,
         outputs: &mut [(Target, &mut [f32]); N],
         low: &mut LowRank,
+        pairs: &mut Vec<u32>,
     ) {
         let rows = run.rows.len();
-        let width = x.len() / self.places.len();
-        let x = &x[run.rows.start * width..][..rows * width];
         let mut products = Vec::with_capacity(N);
         for (target, low) in Target::ALL.into_iter().zip(low.iter_mut()) {
             let wanted = outputs.iter().any(|(output, _)| *output == target);
@@ -275,7 +294,9 @@ impl LayerPass<'_> {
                 let n = pair.b.n();
                 let y = &mut y[run.rows.start * n..][..rows * n];
                 let store = Store::AddScaled(run.adapter.scale());
-                gemm(self.threads, &low[target.index()], &pair.b, y, store);
+                let low = &low[target.index()];
+                let low = input(self.model.compute(), self.threads, low, pair.b.k(), pairs);
+                gemm(self.threads, low, &pair.b, y, store);
             }
         }
     }

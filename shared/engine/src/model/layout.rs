@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::forward::{LogitsWanted, SequenceStep};
 use super::layer::SequenceRows;
 use super::lora::PackedAdapter;
-use crate::config::ModelConfig;
+use crate::config::{Compute, ModelConfig};
 use crate::cpu::attention::RowPlace;
 use crate::error::EngineError;
 
@@ -33,6 +33,7 @@ impl<'a> Layout<'a> {
     pub(super) fn new(
         batch: &[SequenceStep<'a>],
         config: &ModelConfig,
+        compute: Compute,
     ) -> Result<Self, EngineError> {
         let mut layout = Self {
             places: Vec::new(),
@@ -60,7 +61,7 @@ impl<'a> Layout<'a> {
             };
             layout.wanted.extend(first_wanted..rows.end);
             layout.wanted_rows.push(rows.end - first_wanted);
-            layout.add_adapter(step, rows.clone());
+            layout.add_adapter(step, compute, rows.clone());
             layout.sequences.push(SequenceRows {
                 prefix: 0..0,
                 own: rows,
@@ -69,11 +70,11 @@ impl<'a> Layout<'a> {
         Ok(layout)
     }
 
-    fn add_adapter(&mut self, step: &SequenceStep<'a>, rows: Range<usize>) {
+    fn add_adapter(&mut self, step: &SequenceStep<'a>, compute: Compute, rows: Range<usize>) {
         let Some(adapter) = step.adapter.filter(|_| !rows.is_empty()) else {
             return;
         };
-        let adapter = adapter.packed();
+        let adapter = adapter.packed(compute);
         match self.runs.last_mut() {
             Some(run) if run.rows.end == rows.start && std::ptr::eq(run.adapter, adapter) => {
                 run.rows.end = rows.end;

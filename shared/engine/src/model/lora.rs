@@ -3,6 +3,7 @@
 use std::sync::OnceLock;
 
 use crate::adapter::{Adapter, Target};
+use crate::config::Compute;
 use crate::cpu::pack::PackedWeights;
 
 /// The factors of an adapter, packed.
@@ -22,19 +23,23 @@ pub(crate) struct PackedPair {
 }
 
 impl PackedAdapter {
-    fn new(adapter: &Adapter) -> Self {
+    fn new(adapter: &Adapter, compute: Compute) -> Self {
         let rank = adapter.rank();
-        let pack = |layer| {
+        let pack = match compute {
+            Compute::F32 => PackedWeights::pack,
+            Compute::Bf16 => PackedWeights::pack_rounded,
+        };
+        let layer = |layer| {
             Target::ALL.map(|target| {
                 adapter.pair(layer, target).map(|pair| PackedPair {
-                    a: PackedWeights::pack(&pair.a, rank, pair.a.len() / rank),
-                    b: PackedWeights::pack(&pair.b, pair.b.len() / rank, rank),
+                    a: pack(&pair.a, rank, pair.a.len() / rank),
+                    b: pack(&pair.b, pair.b.len() / rank, rank),
                 })
             })
         };
         Self {
             scale: adapter.scale(),
-            layers: (0..adapter.num_layers()).map(pack).collect(),
+            layers: (0..adapter.num_layers()).map(layer).collect(),
         }
     }
 
@@ -49,15 +54,22 @@ impl PackedAdapter {
     }
 }
 
-/// Holds an adapter's packed form from its first use on. Clones start empty, and all cells
+/// Holds an adapter's packed forms from their first use on. Clones start empty, and all cells
 /// are equal: the cell says nothing that the adapter does not.
 #[derive(Debug, Default)]
-pub(crate) struct PackedCell(OnceLock<PackedAdapter>);
+pub(crate) struct PackedCell {
+    f32: OnceLock<PackedAdapter>,
+    bf16: OnceLock<PackedAdapter>,
+}
 
 impl PackedCell {
     /// The packed form of `adapter`, which must be the adapter that owns this cell.
-    pub(crate) fn get(&self, adapter: &Adapter) -> &PackedAdapter {
-        self.0.get_or_init(|| PackedAdapter::new(adapter))
+    pub(crate) fn get(&self, adapter: &Adapter, compute: Compute) -> &PackedAdapter {
+        let cell = match compute {
+            Compute::F32 => &self.f32,
+            Compute::Bf16 => &self.bf16,
+        };
+        cell.get_or_init(|| PackedAdapter::new(adapter, compute))
     }
 }
 

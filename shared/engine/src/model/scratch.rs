@@ -10,6 +10,7 @@ pub struct Scratch {
     /// Rows whose logits are wanted, and their norms.
     pub(super) picked: Vec<f32>,
     pub(super) normed: Vec<f32>,
+    pub(super) pairs: Vec<u32>,
     pub(super) positions: Vec<u32>,
     pub(super) layer: LayerBuffers,
     pub(super) work: Work,

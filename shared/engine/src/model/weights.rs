@@ -6,7 +6,7 @@ use std::path::Path;
 use super::Model;
 use super::checkpoint::Checkpoint;
 use crate::adapter::Target;
-use crate::config::ModelConfig;
+use crate::config::{Compute, ModelConfig};
 use crate::cpu::pack::PackedWeights;
 use crate::cpu::rope::RopeTable;
 use crate::error::EngineError;
@@ -82,13 +82,13 @@ impl Model {
 }
 
 /// Loads a model's folder.
-pub(super) fn load(dir: &Path) -> Result<Model, EngineError> {
+pub(super) fn load(dir: &Path, compute: Compute) -> Result<Model, EngineError> {
     let file = dir.join("config.json");
     let json = fs::read(&file).map_err(|e| EngineError::io(&file, e))?;
     let config = ModelConfig::parse(&file, &json)?;
     let checkpoint = Checkpoint::open(dir)?;
     let digest = checkpoint.digest(&json);
-    let layers = (0..config.num_layers).map(|i| layer(&checkpoint, &config, i));
+    let layers = (0..config.num_layers).map(|i| layer(&checkpoint, &config, compute, i));
     let layers = layers.collect::<Result<Vec<_>, _>>()?;
     let (vocab, hidden) = (config.vocab_size, config.hidden_size);
     const EMBED: &str = "model.embed_tokens.weight";
@@ -96,8 +96,8 @@ pub(super) fn load(dir: &Path) -> Result<Model, EngineError> {
     let output = packed(
         &checkpoint,
         if tied { EMBED } else { "lm_head.weight" },
-        vocab,
-        hidden,
+        [vocab, hidden],
+        compute,
     )?;
     let embedding = if tied {
         None
@@ -109,6 +109,7 @@ pub(super) fn load(dir: &Path) -> Result<Model, EngineError> {
     let positions = config.max_position_embeddings;
     let ropes = config.ropes.iter();
     Ok(Model {
+        compute,
         digest,
         embedding,
         layers,
@@ -124,6 +125,7 @@ pub(super) fn load(dir: &Path) -> Result<Model, EngineError> {
 fn layer(
     checkpoint: &Checkpoint,
     config: &ModelConfig,
+    compute: Compute,
     index: usize,
 ) -> Result<LayerWeights, EngineError> {
     let prefix = format!("model.layers.{index}");
@@ -138,7 +140,7 @@ fn layer(
             let file = Path::new("model.safetensors").to_owned();
             return Err(EngineError::ModelUnsupported { file, what });
         }
-        packed(checkpoint, &format!("{name}.weight"), n, k)
+        packed(checkpoint, &format!("{name}.weight"), [n, k], compute)
     });
     let bias = |target: Target| {
         let name = format!("{prefix}.{}.bias", target.path());
@@ -189,12 +191,13 @@ fn norm(
 fn packed(
     checkpoint: &Checkpoint,
     name: &str,
-    n: usize,
-    k: usize,
+    [n, k]: [usize; 2],
+    compute: Compute,
 ) -> Result<PackedWeights, EngineError> {
     let view = checkpoint.tensor(name, &[n, k])?;
-    Ok(match view.to_bf16_bits() {
-        Some(bits) => PackedWeights::pack_bf16(&bits, n, k),
-        None => PackedWeights::pack(&view.to_f32(), n, k),
+    Ok(match (view.to_bf16_bits(), compute) {
+        (Some(bits), _) => PackedWeights::pack_bf16(&bits, n, k),
+        (None, Compute::F32) => PackedWeights::pack(&view.to_f32(), n, k),
+        (None, Compute::Bf16) => PackedWeights::pack_rounded(&view.to_f32(), n, k),
     })
 }

@@ -274,6 +274,7 @@ impl Layer<'_> {
                 rank: adapter.rank(),
                 scale: adapter.scale(),
             }),
+            compute: self.context.model.compute(),
         }
     }
 }

@@ -6,6 +6,7 @@
 use super::backward::Context;
 use super::loss::{Loss, LossToken};
 use super::ops::{log_softmax, rms_norm_add};
+use crate::cpu::bf16::input;
 use crate::cpu::gemm::{Store, gemm};
 use crate::cpu::ops::rms_norm;
 use crate::cpu::softmax::max_and_ln_sum;
@@ -34,6 +35,7 @@ pub(super) struct Scratch {
     normed: Vec<f32>,
     logits: Vec<f32>,
     dx: Vec<f32>,
+    pairs: Vec<u32>,
 }
 
 /// Computes the log-probability of every target from the last layer's result `x[T, hidden]`, and
@@ -109,13 +111,14 @@ fn logits(context: Context<'_>, targets: &[Target], x: &[f32], scratch: &mut Scr
     scratch
         .logits
         .resize(targets.len() * config.vocab_size, 0.0);
-    gemm(
-        threads,
-        &scratch.normed,
-        model.output(),
-        &mut scratch.logits,
-        Store::Set,
-    );
+    let Scratch {
+        normed,
+        logits,
+        pairs,
+        ..
+    } = scratch;
+    let normed = input(model.compute(), threads, normed, hidden, pairs);
+    gemm(threads, normed, model.output(), logits, Store::Set);
 }
 
 /// Adds the derivative by `x` to the targets' rows, from the derivative by the logits, which is
@@ -126,16 +129,13 @@ fn derivative(context: Context<'_>, targets: &[Target], dx: &mut [f32], scratch:
         normed: dnormed,
         logits: dlogits,
         dx: gathered,
+        pairs,
     } = scratch;
     let model = context.model;
     let config = model.config();
-    gemm(
-        context.threads,
-        dlogits,
-        context.frozen.output(),
-        dnormed,
-        Store::Set,
-    );
+    let (threads, output) = (context.threads, context.frozen.output());
+    let dlogits = input(model.compute(), threads, dlogits, output.k(), pairs);
+    gemm(threads, dlogits, output, dnormed, Store::Set);
     gathered.clear();
     gathered.resize(x.len(), 0.0);
     let (isa, eps) = (context.threads.isa(), config.rms_norm_eps);

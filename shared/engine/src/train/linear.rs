@@ -14,6 +14,8 @@ use super::arena::Place;
 use super::matmul::{Left, Packing, Sizes, Start, matmul};
 use super::ops::scale;
 use crate::adapter::LoraPair;
+use crate::config::Compute;
+use crate::cpu::bf16::input;
 use crate::cpu::gemm::{Store, gemm};
 use crate::cpu::pack::PackedWeights;
 use crate::cpu::threads::Threads;
@@ -41,12 +43,15 @@ pub(super) struct Linear<'a> {
     /// `[T, out]`
     pub(super) dy: &'a [f32],
     pub(super) low: Option<Low<'a>>,
+    /// The number format of `dy W`; the adapter's own products are f32 in any case.
+    pub(super) compute: Compute,
 }
 
 /// Buffers that every layer uses again.
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
     packing: Packing,
+    pairs: Vec<u32>,
     g: Vec<f32>,
     scaled: Vec<f32>,
 }
@@ -66,6 +71,7 @@ impl Linear<'_> {
             x,
             dy,
             low,
+            compute,
         } = self;
         if let Some(low) = low {
             low.gradients(threads, scratch, grads, x, dy);
@@ -75,6 +81,7 @@ impl Linear<'_> {
             Start::Zero => Store::Set,
             Start::Old => Store::Continue,
         };
+        let dy = input(compute, threads, dy, weights.k(), &mut scratch.pairs);
         gemm(threads, dy, weights, dx, store);
         if let Some(Low { pair, rank, .. }) = low {
             let (g, packing) = (Left::Rows(&scratch.g), &mut scratch.packing);
@@ -107,7 +114,9 @@ impl Low<'_> {
             scale: factor,
         } = self;
         let isa = threads.isa();
-        let Scratch { packing, g, scaled } = scratch;
+        let Scratch {
+            packing, g, scaled, ..
+        } = scratch;
         let (inputs, outputs) = (pair.a.len() / rank, pair.b.len() / rank);
         let rows = x.len() / inputs;
         debug_assert_eq!(dy.len(), rows * outputs, "x and dy have the same rows");

@@ -38,7 +38,7 @@ impl Forward<'_> {
         }
         let run = AdapterRun {
             rows: 0..self.rows.len(),
-            adapter: self.adapter.packed(),
+            adapter: self.adapter.packed(self.model.compute()),
         };
         let pass = LayerPass {
             threads: self.threads,

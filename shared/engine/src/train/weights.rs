@@ -1,9 +1,7 @@
 //! The frozen matrices, transposed for the backward pass.
 
-use half::bf16;
-
 use crate::adapter::Target;
-use crate::cpu::pack::{PackedWeights, Panels};
+use crate::cpu::pack::PackedWeights;
 use crate::model::Model;
 
 /// Matrices for `dx = dy W`: packed so that inputs are the outputs. They double the memory of the
@@ -19,10 +17,10 @@ impl Frozen {
         let layers = model
             .layers()
             .iter()
-            .map(|layer| Target::ALL.map(|target| transposed(layer.linear(target))));
+            .map(|layer| Target::ALL.map(|target| layer.linear(target).transposed()));
         Self {
             layers: layers.collect(),
-            output: transposed(model.output()),
+            output: model.output().transposed(),
         }
     }
 
@@ -35,22 +33,4 @@ impl Frozen {
     pub(super) const fn output(&self) -> &PackedWeights {
         &self.output
     }
-}
-
-/// The same weights with inputs and outputs exchanged, in the same number format.
-fn transposed(weights: &PackedWeights) -> PackedWeights {
-    let Panels::Bf16(_) = weights.panels() else {
-        return weights.transposed();
-    };
-    let (n, k) = (weights.n(), weights.k());
-    let mut bits = vec![0_u16; n * k];
-    let mut row = vec![0.0; k];
-    for output in 0..n {
-        weights.copy_row(output, &mut row);
-        for (input, value) in row.iter().enumerate() {
-            // Exact: the value was widened from bfloat16.
-            bits[input * n + output] = bf16::from_f32(*value).to_bits();
-        }
-    }
-    PackedWeights::pack_bf16(&bits, k, n)
 }

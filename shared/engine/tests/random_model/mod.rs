@@ -8,12 +8,14 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use volley_engine::config::{Architecture, Compute};
 use volley_engine::model::Model;
 use volley_engine::safetensors::{Dtype, TensorData, write};
 
 /// Sizes of a model.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
+    pub architecture: Architecture,
     pub vocab: usize,
     pub hidden: usize,
     pub ffn: usize,
@@ -28,6 +30,7 @@ pub struct Shape {
 /// Shapes that leave remainders everywhere: prime sizes, one key head, heads of 2 and 18.
 pub const ODD_SHAPES: [Shape; 4] = [
     Shape {
+        architecture: Architecture::Qwen3,
         vocab: 509,
         hidden: 40,
         ffn: 61,
@@ -39,6 +42,7 @@ pub const ODD_SHAPES: [Shape; 4] = [
         dtype: Dtype::F32,
     },
     Shape {
+        architecture: Architecture::Qwen3,
         vocab: 17,
         hidden: 7,
         ffn: 5,
@@ -50,6 +54,7 @@ pub const ODD_SHAPES: [Shape; 4] = [
         dtype: Dtype::F16,
     },
     Shape {
+        architecture: Architecture::Qwen3,
         vocab: 131,
         hidden: 96,
         ffn: 160,
@@ -61,6 +66,7 @@ pub const ODD_SHAPES: [Shape; 4] = [
         dtype: Dtype::Bf16,
     },
     Shape {
+        architecture: Architecture::Qwen3,
         vocab: 2,
         hidden: 1,
         ffn: 1,
@@ -72,6 +78,30 @@ pub const ODD_SHAPES: [Shape; 4] = [
         dtype: Dtype::Bf16,
     },
 ];
+
+/// The shapes, each for Qwen 3 and for one further architecture, in both number formats.
+pub fn models() -> Vec<(String, Shape, Model)> {
+    let others = [
+        Architecture::Gemma3,
+        Architecture::Qwen2,
+        Architecture::Llama,
+        Architecture::Gemma3,
+    ];
+    let mut models = Vec::new();
+    for (i, (shape, other)) in ODD_SHAPES.into_iter().zip(others).enumerate() {
+        for architecture in [Architecture::Qwen3, other] {
+            for compute in [Compute::F32, Compute::Bf16] {
+                let shape = Shape {
+                    architecture,
+                    ..shape
+                };
+                let name = format!("{compute:?} {shape:?}");
+                models.push((name, shape, shape.model_as(i as u64 + 1, compute)));
+            }
+        }
+    }
+    models
+}
 
 /// A small generator (xorshift): equal seeds, equal numbers, on every machine.
 pub struct Noise(u64);
@@ -115,12 +145,29 @@ impl Shape {
         if !self.tied {
             all.push(("lm_head.weight".to_owned(), vec![self.vocab, self.hidden]));
         }
+        let gemma = self.architecture == Architecture::Gemma3;
         for layer in 0..self.layers {
+            let mut vectors = vec![
+                ("input_layernorm.weight", self.hidden),
+                ("post_attention_layernorm.weight", self.hidden),
+            ];
+            if gemma {
+                vectors.push(("pre_feedforward_layernorm.weight", self.hidden));
+                vectors.push(("post_feedforward_layernorm.weight", self.hidden));
+            }
+            if gemma || self.architecture == Architecture::Qwen3 {
+                vectors.push(("self_attn.q_norm.weight", self.head_dim));
+                vectors.push(("self_attn.k_norm.weight", self.head_dim));
+            }
+            if self.architecture == Architecture::Qwen2 {
+                vectors.push(("self_attn.q_proj.bias", q));
+                vectors.push(("self_attn.k_proj.bias", kv));
+                vectors.push(("self_attn.v_proj.bias", kv));
+            }
+            for (name, len) in vectors {
+                all.push((format!("model.layers.{layer}.{name}"), vec![len]));
+            }
             for (name, shape) in [
-                ("input_layernorm", vec![self.hidden]),
-                ("post_attention_layernorm", vec![self.hidden]),
-                ("self_attn.q_norm", vec![self.head_dim]),
-                ("self_attn.k_norm", vec![self.head_dim]),
                 ("self_attn.q_proj", vec![q, self.hidden]),
                 ("self_attn.k_proj", vec![kv, self.hidden]),
                 ("self_attn.v_proj", vec![kv, self.hidden]),
@@ -136,13 +183,27 @@ impl Shape {
     }
 
     fn config(&self) -> String {
+        let (name, act) = match self.architecture {
+            Architecture::Qwen3 => ("Qwen3ForCausalLM", "silu"),
+            Architecture::Qwen2 => ("Qwen2ForCausalLM", "silu"),
+            Architecture::Llama => ("LlamaForCausalLM", "silu"),
+            Architecture::Gemma3 => ("Gemma3ForCausalLM", "gelu_pytorch_tanh"),
+        };
+        let scaling = match self.architecture {
+            Architecture::Llama => serde_json::json!({
+                "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
+            }),
+            _ => serde_json::Value::Null,
+        };
         serde_json::json!({
-            "architectures": ["Qwen3ForCausalLM"], "vocab_size": self.vocab,
+            "rope_scaling": scaling, "sliding_window": 19, "sliding_window_pattern": 2,
+            "architectures": [name], "vocab_size": self.vocab,
             "hidden_size": self.hidden, "intermediate_size": self.ffn,
             "num_hidden_layers": self.layers, "num_attention_heads": self.heads,
             "num_key_value_heads": self.kv_heads, "head_dim": self.head_dim,
             "max_position_embeddings": 600, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
-            "tie_word_embeddings": self.tied, "hidden_act": "silu",
+            "tie_word_embeddings": self.tied, "hidden_act": act,
         })
         .to_string()
     }
@@ -176,8 +237,13 @@ impl Shape {
 
     /// A loaded model.
     pub fn model(&self, seed: u64) -> Model {
+        self.model_as(seed, Compute::F32)
+    }
+
+    /// A loaded model that computes in a number format.
+    pub fn model_as(&self, seed: u64, compute: Compute) -> Model {
         let dir = tempfile::tempdir().expect("a folder");
         self.write(dir.path(), seed);
-        Model::load(dir.path()).expect("a valid checkpoint")
+        Model::load_as(dir.path(), compute).expect("a valid checkpoint")
     }
 }

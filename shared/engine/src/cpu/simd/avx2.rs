@@ -11,6 +11,9 @@ pub(super) struct Avx2(());
 /// Lanes 0 to 7 and 8 to 15.
 type V = [__m256; 2];
 
+/// Pairs of lanes 0 to 7 and 8 to 15.
+type P = [__m256i; 2];
+
 /// Runs a kernel with these instructions.
 ///
 /// # Safety
@@ -28,6 +31,7 @@ pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
 )]
 impl Simd for Avx2 {
     type V = V;
+    type P = P;
     const ACCUMULATORS: usize = 6;
 
     #[inline(always)]
@@ -44,14 +48,54 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
-    fn load_bf16(self, from: &[u16; LANES]) -> V {
+    fn load_pairs(self, from: &[u32; LANES]) -> P {
         unsafe {
-            let low = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.as_ptr().cast()));
-            let high = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.as_ptr().add(8).cast()));
             [
-                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)),
-                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)),
+                _mm256_loadu_si256(from.as_ptr().cast()),
+                _mm256_loadu_si256(from.as_ptr().add(8).cast()),
             ]
+        }
+    }
+    #[inline(always)]
+    fn splat_pair(self, pair: u32) -> P {
+        unsafe { [_mm256_set1_epi32(pair.cast_signed()); 2] }
+    }
+    #[inline(always)]
+    fn even(self, pairs: P) -> V {
+        unsafe {
+            [
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(pairs[0])),
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(pairs[1])),
+            ]
+        }
+    }
+    #[inline(always)]
+    fn odd(self, pairs: P) -> V {
+        unsafe {
+            let high = _mm256_set1_epi32(0xFFFF_0000_u32.cast_signed());
+            [
+                _mm256_castsi256_ps(_mm256_and_si256(pairs[0], high)),
+                _mm256_castsi256_ps(_mm256_and_si256(pairs[1], high)),
+            ]
+        }
+    }
+    #[inline(always)]
+    fn dot2(self, acc: V, x: P, w: P) -> V {
+        let odd = self.fma(self.flush(self.odd(x)), self.flush(self.odd(w)), acc);
+        let acc = self.flush(odd);
+        let even = self.fma(self.flush(self.even(x)), self.flush(self.even(w)), acc);
+        self.flush(even)
+    }
+    #[inline(always)]
+    fn flush(self, v: V) -> V {
+        unsafe {
+            let sign = _mm256_set1_ps(-0.0);
+            let least = _mm256_set1_ps(f32::MIN_POSITIVE);
+            let keep = |v: __m256| {
+                let tiny = _mm256_cmp_ps::<_CMP_LT_OQ>(_mm256_andnot_ps(sign, v), least);
+                _mm256_or_ps(_mm256_and_ps(sign, v), _mm256_andnot_ps(tiny, v))
+            };
+            [keep(v[0]), keep(v[1])]
         }
     }
     #[inline(always)]

@@ -8,6 +8,14 @@ use super::{Kernel, LANES, Simd};
 #[derive(Clone, Copy)]
 pub(super) struct Avx512(());
 
+impl Avx512 {
+    /// The proof, for code that runs with these instructions already.
+    #[target_feature(enable = "avx512f,avx2,fma")]
+    pub(super) fn proven() -> Self {
+        Self(())
+    }
+}
+
 /// Runs a kernel with these instructions.
 ///
 /// # Safety
@@ -25,6 +33,7 @@ pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
 )]
 impl Simd for Avx512 {
     type V = __m512;
+    type P = __m512i;
     const ACCUMULATORS: usize = 24;
 
     #[inline(always)]
@@ -36,10 +45,38 @@ impl Simd for Avx512 {
         unsafe { _mm512_loadu_ps(from.as_ptr()) }
     }
     #[inline(always)]
-    fn load_bf16(self, from: &[u16; LANES]) -> __m512 {
+    fn load_pairs(self, from: &[u32; LANES]) -> __m512i {
+        unsafe { _mm512_loadu_si512(from.as_ptr().cast()) }
+    }
+    #[inline(always)]
+    fn splat_pair(self, pair: u32) -> __m512i {
+        unsafe { _mm512_set1_epi32(pair.cast_signed()) }
+    }
+    #[inline(always)]
+    fn even(self, pairs: __m512i) -> __m512 {
+        unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs)) }
+    }
+    #[inline(always)]
+    fn odd(self, pairs: __m512i) -> __m512 {
         unsafe {
-            let bits = _mm256_loadu_si256(from.as_ptr().cast());
-            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(bits)))
+            let high = _mm512_set1_epi32(0xFFFF_0000_u32.cast_signed());
+            _mm512_castsi512_ps(_mm512_and_si512(pairs, high))
+        }
+    }
+    #[inline(always)]
+    fn dot2(self, acc: __m512, x: __m512i, w: __m512i) -> __m512 {
+        let odd = self.fma(self.flush(self.odd(x)), self.flush(self.odd(w)), acc);
+        let acc = self.flush(odd);
+        let even = self.fma(self.flush(self.even(x)), self.flush(self.even(w)), acc);
+        self.flush(even)
+    }
+    #[inline(always)]
+    fn flush(self, v: __m512) -> __m512 {
+        unsafe {
+            let bits = _mm512_castps_si512(v);
+            let sign = _mm512_and_si512(bits, _mm512_set1_epi32(i32::MIN));
+            let normal = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x7F80_0000));
+            _mm512_castsi512_ps(_mm512_mask_mov_epi32(sign, normal, bits))
         }
     }
     #[inline(always)]

@@ -15,6 +15,7 @@ fn map2(a: V, b: V, f: impl Fn(f32, f32) -> f32) -> V {
 
 impl Simd for Scalar {
     type V = V;
+    type P = [u32; LANES];
     const ACCUMULATORS: usize = 4;
 
     #[inline(always)]
@@ -26,8 +27,37 @@ impl Simd for Scalar {
         *from
     }
     #[inline(always)]
-    fn load_bf16(self, from: &[u16; LANES]) -> V {
-        from.map(|bits| f32::from_bits(u32::from(bits) << 16))
+    fn load_pairs(self, from: &[u32; LANES]) -> [u32; LANES] {
+        *from
+    }
+    #[inline(always)]
+    fn splat_pair(self, pair: u32) -> [u32; LANES] {
+        [pair; LANES]
+    }
+    #[inline(always)]
+    fn even(self, pairs: [u32; LANES]) -> V {
+        pairs.map(|pair| f32::from_bits(pair << 16))
+    }
+    #[inline(always)]
+    fn odd(self, pairs: [u32; LANES]) -> V {
+        pairs.map(|pair| f32::from_bits(pair & 0xFFFF_0000))
+    }
+    #[inline(always)]
+    fn dot2(self, acc: V, x: [u32; LANES], w: [u32; LANES]) -> V {
+        let odd = self.fma(self.flush(self.odd(x)), self.flush(self.odd(w)), acc);
+        let acc = self.flush(odd);
+        let even = self.fma(self.flush(self.even(x)), self.flush(self.even(w)), acc);
+        self.flush(even)
+    }
+    #[inline(always)]
+    fn flush(self, v: V) -> V {
+        v.map(|v| {
+            if v.abs() < f32::MIN_POSITIVE {
+                0.0f32.copysign(v)
+            } else {
+                v
+            }
+        })
     }
     #[inline(always)]
     fn store(self, to: &mut [f32; LANES], v: V) {
