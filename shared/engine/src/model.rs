@@ -19,6 +19,7 @@ mod layer;
 mod layout;
 mod lora;
 mod scratch;
+mod synthetic;
 mod weights;
 
 use std::fmt;

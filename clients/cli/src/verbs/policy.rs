@@ -2,6 +2,7 @@
 //! needs.
 
 mod args;
+mod bench;
 mod data;
 mod loss;
 
@@ -21,7 +22,7 @@ use volley_protocol::{ErrorCode, Fault};
 
 use crate::errors::Stop;
 use crate::output::Output;
-use args::{AdamwArgs, BatchArgs, Compute, GenerateArgs, GradArgs, ModelArgs, ScoreArgs};
+use args::{AdamwArgs, BatchArgs, GenerateArgs, GradArgs, ModelArgs, ScoreArgs};
 
 pub(crate) use args::PolicyVerb;
 
@@ -34,6 +35,7 @@ pub(crate) fn run(verb: PolicyVerb, output: &Output) -> Result<(), Stop> {
         PolicyVerb::Generate(args) => generate(&args, output),
         PolicyVerb::Grad(args) => grad(&args, output),
         PolicyVerb::Adamw(args) => adamw(&args, output),
+        PolicyVerb::Bench(args) => bench::run(&args, output),
     }
 }
 
@@ -175,11 +177,8 @@ fn step_object(step: &StepOutput) -> Value {
 
 impl ModelArgs {
     fn load(&self) -> Result<(Model, Threads), Fault> {
-        let Compute::F32 = self.compute;
-        let all = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let threads = self.threads.unwrap_or_else(all).max(1);
-        let model = Model::load(&self.model).map_err(|error| engine(&error))?;
-        Ok((model, Threads::new(threads)))
+        let model = Model::load_as(&self.model, self.compute).map_err(|error| engine(&error))?;
+        Ok((model, threads(self.threads)))
     }
 }
 
@@ -193,6 +192,12 @@ impl BatchArgs {
         let trainer = Trainer::new(Arc::new(model), adapter, threads);
         Ok((trainer.map_err(|error| engine(&error))?, data, loss))
     }
+}
+
+/// That many threads, or one per core.
+fn threads(count: Option<usize>) -> Threads {
+    let all = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    Threads::new(count.unwrap_or_else(all).max(1))
 }
 
 fn adapter(model: &Model, directory: Option<&Path>) -> Result<Option<Adapter>, Fault> {

@@ -32,6 +32,25 @@ pub struct LayerWeights {
 }
 
 impl LayerWeights {
+    /// A layer whose norms are one and whose biases are zero; `linear` by [`Target::index`].
+    pub(super) fn plain(config: &ModelConfig, linear: Vec<PackedWeights>) -> Self {
+        let ones = |len: usize| vec![1.0; len];
+        let (hidden, head_dim) = (config.hidden_size, config.head_dim);
+        let (q, kv) = (config.q_size(), config.kv_size());
+        Self {
+            attn_norm: ones(hidden),
+            ffn_norm: ones(hidden),
+            attn_branch_norm: config.branch_norms.then(|| ones(hidden)),
+            ffn_branch_norm: config.branch_norms.then(|| ones(hidden)),
+            q_norm: config.qk_norm.then(|| ones(head_dim)),
+            k_norm: config.qk_norm.then(|| ones(head_dim)),
+            linear,
+            biases: config
+                .qkv_bias
+                .then(|| [q, kv, kv].map(|len| vec![0.0; len])),
+        }
+    }
+
     /// The weights of one linear layer.
     #[must_use]
     pub fn linear(&self, target: Target) -> &PackedWeights {

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
+use volley_engine::config::Compute;
 use volley_engine::train::AdamParams;
 
 /// The engine by itself, on files.
@@ -16,13 +17,67 @@ pub(crate) enum PolicyVerb {
     Grad(GradArgs),
     /// AdamW steps on a batch; the result is a PEFT folder.
     Adamw(AdamwArgs),
+    /// Measure decoding, prefill, a training step and the optimiser on random weights.
+    Bench(BenchArgs),
 }
 
-/// How numbers are computed.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub(super) enum Compute {
-    /// Activations in 32 bits, whatever the weights are stored in.
-    F32,
+/// A number format by its name.
+pub(super) fn compute(name: &str) -> Result<Compute, String> {
+    Compute::from_name(name).ok_or_else(|| format!("{name} is neither f32 nor bf16"))
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    /// Shape of the model: q06b (28 layers, hidden 1024, vocabulary 151,936), small (4 layers,
+    /// hidden 256, vocabulary 4,096), or the folder of a config.json.
+    #[arg(long, value_name = "NAME")]
+    pub(super) shape: String,
+    /// Number format of the matrix products: f32 or bf16.
+    #[arg(long, value_name = "FORMAT", default_value = "bf16", value_parser = compute)]
+    pub(super) compute: Compute,
+    /// Threads. Default: all cores.
+    #[arg(long, value_name = "N")]
+    pub(super) threads: Option<usize>,
+    /// What to measure, in this order; by default everything.
+    #[arg(long, value_name = "PART,…", value_delimiter = ',', value_enum)]
+    pub(super) parts: Vec<Part>,
+    /// Tokens in the cache before decoding begins.
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub(super) prompt: usize,
+    /// Tokens decoded per sequence.
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    pub(super) new: usize,
+    /// Measurements of each part, of which the fastest counts.
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub(super) repeat: usize,
+    /// One JSON object per line on standard output.
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// A measurement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Part {
+    /// One sequence, token by token.
+    Decode1,
+    /// Eight sequences at once.
+    Decode8,
+    /// Thirty-two sequences at once.
+    Decode32,
+    /// The same, all with one adapter of rank 16.
+    Decode32Adapter1,
+    /// The same, each with an adapter of its own.
+    Decode32Adapters32,
+    /// One prompt of 256 tokens.
+    Prefill256,
+    /// One prompt of 1,024 tokens.
+    Prefill1024,
+    /// Prompts of 2,048 tokens altogether.
+    Prefill2048,
+    /// Forward, backward, clip and AdamW on 8 sequences of 256 tokens, rank 16.
+    Train,
+    /// Clip, AdamW and publication alone.
+    Adamw,
 }
 
 #[derive(Debug, Args)]
@@ -33,8 +88,8 @@ pub(super) struct ModelArgs {
     /// Threads; they change the time, not the result. Default: all cores.
     #[arg(long, value_name = "N")]
     pub(super) threads: Option<usize>,
-    /// How numbers are computed.
-    #[arg(long, value_enum, default_value_t = Compute::F32)]
+    /// Number format of the matrix products: f32 or bf16.
+    #[arg(long, value_name = "FORMAT", default_value = "f32", value_parser = compute)]
     pub(super) compute: Compute,
     /// JSON on standard output.
     #[arg(long)]
