@@ -4,7 +4,7 @@
 //! then the even ones, each rounded to nearest; subnormal inputs and results count as zero. That
 //! is what the instruction `vdpbf16ps` computes, and [`super::simd::Simd::dot2`] everywhere.
 
-use super::simd::{Kernel, Simd};
+use super::simd::{Isa, Kernel, Simd};
 use super::threads::Threads;
 use super::tiles::for_each_mut;
 use crate::config::Compute;
@@ -111,29 +111,36 @@ pub fn round_rows<'a>(
     k: usize,
     pairs: &'a mut Vec<u32>,
 ) -> Input<'a> {
+    if x.len() < PARALLEL_MIN {
+        return round_here(threads.isa(), x, k, pairs);
+    }
     let (rows, width) = (x.len() / k.max(1), k.div_ceil(2));
     pairs.resize(rows * width, 0);
-    let isa = threads.isa();
-    let parallel = x.len() >= PARALLEL_MIN && rows > 1;
-    let (to, from) = (
-        pairs.chunks_exact_mut(width.max(1)),
-        x.chunks_exact(k.max(1)),
-    );
+    let some = rows.div_ceil(2 * threads.count()).max(1);
+    let (to, from) = (pairs.chunks_mut(some * width), x.chunks(some * k));
     let mut work: Vec<_> = to.zip(from).collect();
-    if parallel {
-        for_each_mut(threads, true, &mut work, |_, (to, from)| {
-            isa.dispatch(Round { from, to })
-        });
-    } else {
-        work.into_iter()
-            .for_each(|(to, from)| isa.dispatch(Round { from, to }));
-    }
+    let isa = threads.isa();
+    for_each_mut(threads, true, &mut work, |_, (to, from)| {
+        isa.dispatch(Round { from, to, k });
+    });
+    Input::Bf16(pairs)
+}
+
+/// The same on the calling thread.
+pub(crate) fn round_here<'a>(isa: Isa, x: &[f32], k: usize, pairs: &'a mut Vec<u32>) -> Input<'a> {
+    pairs.resize(x.len() / k.max(1) * k.div_ceil(2), 0);
+    isa.dispatch(Round {
+        from: x,
+        to: pairs,
+        k,
+    });
     Input::Bf16(pairs)
 }
 
 struct Round<'a> {
     from: &'a [f32],
     to: &'a mut [u32],
+    k: usize,
 }
 
 impl Kernel for Round<'_> {
@@ -142,12 +149,16 @@ impl Kernel for Round<'_> {
     /// Integer arithmetic that the compiler turns into vectors of the instruction set.
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
-        let (pairs, rest) = self.from.as_chunks::<2>();
-        for (to, [low, high]) in self.to.iter_mut().zip(pairs) {
-            *to = u32::from(narrow(*low)) | u32::from(narrow(*high)) << 16;
-        }
-        if let ([last], Some(to)) = (rest, self.to.last_mut()) {
-            *to = u32::from(narrow(*last));
+        let width = self.k.div_ceil(2).max(1);
+        let rows = self.from.chunks_exact(self.k.max(1));
+        for (from, to) in rows.zip(self.to.chunks_exact_mut(width)) {
+            let (pairs, rest) = from.as_chunks::<2>();
+            for (to, [low, high]) in to.iter_mut().zip(pairs) {
+                *to = u32::from(narrow(*low)) | u32::from(narrow(*high)) << 16;
+            }
+            if let ([last], Some(to)) = (rest, to.last_mut()) {
+                *to = u32::from(narrow(*last));
+            }
         }
     }
 }

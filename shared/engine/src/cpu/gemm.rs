@@ -62,6 +62,25 @@ pub fn gemm<'a>(
     gemm_group(threads, x, vec![Product { weights, y, store }]);
 }
 
+/// The same on the calling thread: for small products that are many enough to divide themselves.
+///
+/// # Panics
+/// As [`gemm`].
+pub(crate) fn gemm_serial(
+    isa: Isa,
+    x: Input<'_>,
+    weights: &PackedWeights,
+    y: &mut [f32],
+    store: Store,
+) {
+    let (m, n) = (x.rows(weights.k()), weights.n());
+    if m > 0 {
+        let mut grid = TileGrid::default();
+        grid.push(y, [m, n], [m, n]);
+        grid.run_here(|tile| run_tile(isa, x, weights, store, tile));
+    }
+}
+
 /// Several products of the same `x[m, k]` in one parallel region.
 ///
 /// # Panics

@@ -67,6 +67,11 @@ impl<'a> TileGrid<'a> {
         }
     }
 
+    /// The same on this thread.
+    pub(crate) fn run_here(self, mut work: impl FnMut(Tile<'_>)) {
+        (0..self.chunks).for_each(|chunk| work(self.tile(chunk)));
+    }
+
     fn tile(&self, chunk: usize) -> Tile<'_> {
         let index = self.parts.partition_point(|part| part.chunk0 <= chunk) - 1;
         let part = &self.parts[index];

@@ -6,12 +6,13 @@
 use std::ops::Range;
 
 use super::layout::AdapterRun;
+use super::lora::Pieces;
 use super::scratch::sized;
 use super::{LayerWeights, Model};
 use crate::adapter::Target;
 use crate::cpu::attention::{RowPlace, attention};
-use crate::cpu::bf16::{Input, input};
-use crate::cpu::gemm::{Product, Store, gemm, gemm_group};
+use crate::cpu::bf16::input;
+use crate::cpu::gemm::{Product, Store, gemm_group};
 use crate::cpu::ops::{add_assign, gate_mul, rms_norm};
 use crate::cpu::rope::norm_and_rotate;
 use crate::cpu::threads::Threads;
@@ -67,7 +68,7 @@ pub(crate) struct LayerBuffers {
     /// where such norms exist.
     pub(crate) attn_branch: Vec<f32>,
     pub(crate) ffn_branch: Vec<f32>,
-    /// `x A^T` of every adapted linear layer; of the last run of rows, when there are several.
+    /// `x A^T` of every adapted linear layer, of its adapters' rows one after the other.
     pub(crate) low: LowRank,
 }
 
@@ -77,14 +78,8 @@ pub(crate) struct Work {
     normed: Vec<f32>,
     gated: Vec<f32>,
     branch: Vec<f32>,
-    pairs: Pairs,
-}
-
-/// Rounded inputs of products.
-#[derive(Debug, Default)]
-struct Pairs {
-    x: Vec<u32>,
-    low: Vec<u32>,
+    /// Rounded inputs of products.
+    pairs: Vec<u32>,
 }
 
 /// What all layers of one pass have in common.
@@ -236,15 +231,10 @@ impl LayerPass<'_> {
         x: &[f32],
         mut outputs: [(Target, &mut [f32]); N],
         low: &mut LowRank,
-        pairs: &mut Pairs,
+        pairs: &mut Vec<u32>,
     ) {
-        let Some(k) = outputs
-            .first()
-            .map(|(target, _)| self.weights(index).linear(*target).k())
-        else {
-            return;
-        };
-        let x = input(self.model.compute(), self.threads, x, k, &mut pairs.x);
+        let (inputs, compute) = (x.len() / self.places.len().max(1), self.model.compute());
+        let x = input(compute, self.threads, x, inputs, pairs);
         let weights = self.weights(index);
         let mut products = Vec::with_capacity(N);
         for (target, y) in &mut outputs {
@@ -260,45 +250,18 @@ impl LayerPass<'_> {
             products.push(Product { weights, y, store });
         }
         gemm_group(self.threads, x, products);
-        for run in self.runs {
-            let x = x.rows_at(k, run.rows.start, run.rows.len());
-            self.adapt(index, run, x, &mut outputs, low, &mut pairs.low);
+        if self.runs.is_empty() {
+            return;
         }
-    }
-
-    /// `y = y + s (B (A x))` on the rows of one adapter; `x` are those rows' inputs.
-    fn adapt<const N: usize>(
-        self,
-        index: usize,
-        run: &AdapterRun<'_>,
-        x: Input<'_>,
-        outputs: &mut [(Target, &mut [f32]); N],
-        low: &mut LowRank,
-        pairs: &mut Vec<u32>,
-    ) {
-        let rows = run.rows.len();
-        let mut products = Vec::with_capacity(N);
-        for (target, low) in Target::ALL.into_iter().zip(low.iter_mut()) {
-            let wanted = outputs.iter().any(|(output, _)| *output == target);
-            if let Some(pair) = run.adapter.pair(index, target).filter(|_| wanted) {
-                products.push(Product {
-                    weights: &pair.a,
-                    y: sized(low, rows * pair.a.n()),
-                    store: Store::Set,
-                });
-            }
-        }
-        gemm_group(self.threads, x, products);
+        let mut pieces = Pieces::default();
+        let low: &mut [Vec<f32>] = low;
+        let mut low: Vec<_> = low.iter_mut().map(Some).collect();
         for (target, y) in outputs {
-            if let Some(pair) = run.adapter.pair(index, *target) {
-                let n = pair.b.n();
-                let y = &mut y[run.rows.start * n..][..rows * n];
-                let store = Store::AddScaled(run.adapter.scale());
-                let low = &low[target.index()];
-                let low = input(self.model.compute(), self.threads, low, pair.b.k(), pairs);
-                gemm(self.threads, low, &pair.b, y, store);
+            if let Some(low) = low[target.index()].take() {
+                pieces.cut(self.runs, index, target, x, y, low);
             }
         }
+        pieces.run(self.threads, compute);
     }
 }
 

@@ -1,10 +1,17 @@
-//! Adapters in the order in which the matrix product reads them.
+//! Adapters in the order in which the matrix product reads them, and what they add to a linear
+//! layer.
 
 use std::sync::OnceLock;
 
+use super::layout::AdapterRun;
+use super::scratch::sized;
 use crate::adapter::{Adapter, Target};
 use crate::config::Compute;
+use crate::cpu::bf16::{Input, round_here};
+use crate::cpu::gemm::{Store, gemm_serial};
 use crate::cpu::pack::PackedWeights;
+use crate::cpu::threads::Threads;
+use crate::cpu::tiles::for_each_mut;
 
 /// The factors of an adapter, packed.
 #[derive(Debug)]
@@ -51,6 +58,89 @@ impl PackedAdapter {
     /// The pair of one linear layer, if it is adapted.
     pub(crate) fn pair(&self, layer: usize, target: Target) -> Option<&PackedPair> {
         self.layers[layer][target.index()].as_ref()
+    }
+}
+
+/// Rows that one thread computes at a time: few enough that the rows of a decode step divide, and
+/// enough that a factor is read into registers for several of them.
+const PIECE_ROWS: usize = 16;
+/// Multiply-adds below which everything stays on one thread, about 4 µs of work.
+const PARALLEL_MIN: usize = 100_000;
+
+/// What the adapters of a batch add to the linear layers that share an input, cut into pieces for
+/// the threads: however many adapters there are, it is one parallel region.
+#[derive(Default)]
+pub(super) struct Pieces<'a> {
+    pieces: Vec<Piece<'a>>,
+    multiply_adds: usize,
+}
+
+/// One linear layer's adapter on a few rows: `low = x A^T`, `y = y + s low B^T`.
+struct Piece<'a> {
+    pair: &'a PackedPair,
+    scale: f32,
+    x: Input<'a>,
+    low: &'a mut [f32],
+    y: &'a mut [f32],
+}
+
+impl<'a> Pieces<'a> {
+    /// Adds a linear layer: `y` and `x` are all rows of the batch, `low` becomes `x A^T` of the
+    /// rows with an adapter on it.
+    pub(super) fn cut(
+        &mut self,
+        runs: &'a [AdapterRun<'a>],
+        layer: usize,
+        target: Target,
+        x: Input<'a>,
+        y: &'a mut [f32],
+        low: &'a mut Vec<f32>,
+    ) {
+        let adapted = |run: &'a AdapterRun<'a>| Some((run, run.adapter.pair(layer, target)?));
+        let values = |(run, pair): (&AdapterRun<'_>, &PackedPair)| run.rows.len() * pair.a.n();
+        let total = runs.iter().filter_map(adapted).map(values).sum();
+        let (mut low, mut y, mut row) = (sized(low, total), y, 0);
+        for (run, pair) in runs.iter().filter_map(adapted) {
+            let (rank, inputs, outputs) = (pair.a.n(), pair.a.k(), pair.b.n());
+            y = y.split_at_mut((run.rows.start - row) * outputs).1;
+            row = run.rows.start;
+            while row < run.rows.end {
+                let rows = PIECE_ROWS.min(run.rows.end - row);
+                let (my_low, low_after) = low.split_at_mut(rows * rank);
+                let (my_y, y_after) = y.split_at_mut(rows * outputs);
+                (low, y) = (low_after, y_after);
+                self.multiply_adds += rows * rank * (inputs + outputs);
+                self.pieces.push(Piece {
+                    pair,
+                    scale: run.adapter.scale(),
+                    x: x.rows_at(inputs, row, rows),
+                    low: my_low,
+                    y: my_y,
+                });
+                row += rows;
+            }
+        }
+    }
+
+    /// Computes all pieces.
+    pub(super) fn run(mut self, threads: &Threads, compute: Compute) {
+        let (isa, parallel) = (threads.isa(), self.multiply_adds >= PARALLEL_MIN);
+        for_each_mut(threads, parallel, &mut self.pieces, |_, piece| {
+            let Piece {
+                pair,
+                scale,
+                x,
+                low,
+                y,
+            } = piece;
+            gemm_serial(isa, *x, &pair.a, low, Store::Set);
+            let mut pairs = Vec::new();
+            let low = match compute {
+                Compute::F32 => Input::F32(low),
+                Compute::Bf16 => round_here(isa, low, pair.b.k(), &mut pairs),
+            };
+            gemm_serial(isa, low, &pair.b, y, Store::AddScaled(*scale));
+        });
     }
 }
 
