@@ -346,6 +346,10 @@ fn settings(recipe: &Recipe) -> StepSettings {
                 clip_low_threshold,
                 clip_high_threshold,
             },
+            LossName::Gspo => Loss::Gspo {
+                clip_low_threshold,
+                clip_high_threshold,
+            },
             LossName::Dro => Loss::Dro {
                 beta: train.dro_beta() as f32,
             },

@@ -8,6 +8,7 @@ use volley_engine::adapter::{Adapter, LoraConfig};
 use volley_engine::config::Compute;
 use volley_engine::cpu::threads::Threads;
 use volley_engine::model::Model;
+use volley_engine::safetensors::{Dtype, SafetensorsFile, TensorData, serialize};
 use volley_engine::sampler::SamplingParams;
 use volley_engine::train::{AdamParams, Datum, Loss, Trainer, generate, score};
 
@@ -332,4 +333,97 @@ fn a_few_steps_raise_what_is_rewarded() {
         trainer.optim_step(&params).expect("the settings are valid");
     }
     assert!(entropies[7] < 0.7 * entropies[0], "{entropies:?}");
+}
+
+/// The GSPO loss of a batch in f64, from the scores of the sampler's forward.
+fn gspo(model: &Model, adapter: &Adapter, data: &[Datum], bounds: [f64; 2]) -> f64 {
+    let mut sum = 0.0;
+    for datum in data {
+        let scores = score(model, Some(adapter), &datum.tokens, &Threads::new(1));
+        let scores = scores.expect("it fits");
+        let gaps: Vec<f64> = (scores
+            .iter()
+            .zip(&datum.sampled_logprobs)
+            .zip(&datum.weights))
+        .filter(|(_, weight)| **weight != 0.0)
+        .map(|((lp, q), _)| f64::from(*lp) - f64::from(*q))
+        .collect();
+        let ratio = (gaps.iter().sum::<f64>() / gaps.len() as f64).exp();
+        for (advantage, weight) in datum.advantages.iter().zip(&datum.weights) {
+            if *weight != 0.0 {
+                let a = f64::from(*advantage);
+                sum -= (ratio * a).min(ratio.clamp(bounds[0], bounds[1]) * a);
+            }
+        }
+    }
+    sum
+}
+
+#[test]
+fn gspo_has_one_ratio_per_sequence() {
+    let loss = Loss::Gspo {
+        clip_low_threshold: 0.9,
+        clip_high_threshold: 1.05,
+    };
+    let mut trainer = trainer(2);
+    let mut data = rollouts(&trainer, 6);
+    for (i, datum) in data.iter_mut().enumerate() {
+        let shift = [0.0, 0.02, -0.3, 0.3, -0.02, 0.01][i];
+        datum.sampled_logprobs.iter_mut().for_each(|q| *q += shift);
+    }
+    let output = trainer
+        .forward_backward(&data, &loss)
+        .expect("it is finite");
+    let expected = gspo(trainer.model(), &trainer.published(), &data, [0.9, 1.05]);
+    assert!(
+        (output.loss_sum - expected).abs() < 1e-4,
+        "{} {expected}",
+        output.loss_sum
+    );
+    assert!(output.metrics.clip_fraction > 0.0 && output.metrics.clip_fraction < 1.0);
+    // Of an unclipped sequence every token has the derivative of its mean, times its length: the
+    // gradient of the whole is that of the loss, as the ratio is shared by as many tokens.
+    let model = Arc::clone(trainer.model());
+    let start = (*trainer.published()).clone();
+    for grad in trainer.grads().step_by(9) {
+        let squares = grad.values.iter().map(|v| f64::from(*v).powi(2));
+        let length = squares.sum::<f64>().sqrt();
+        let moved = |step: f64| {
+            let bytes = moved_bytes(&start, grad.name, grad.values, step / length);
+            let adapter = Adapter::from_bytes(model.config(), &bytes).expect("its own format");
+            gspo(&model, &adapter, &data, [0.9, 1.05])
+        };
+        let slope = (moved(1e-3) - moved(-1e-3)) / 2e-3;
+        assert!(
+            (slope - length).abs() < 0.02 * length,
+            "{}: {slope} {length}",
+            grad.name
+        );
+    }
+}
+
+/// The adapter's file with one tensor moved along a direction.
+fn moved_bytes(adapter: &Adapter, name: &str, direction: &[f32], step: f64) -> Vec<u8> {
+    let file = SafetensorsFile::from_bytes("moved", adapter.to_bytes()).expect("its own bytes");
+    let tensors: Vec<(String, Vec<usize>, Vec<f32>)> = (file.names())
+        .map(|tensor| {
+            let view = file.tensor(tensor).expect("it is there");
+            let mut values = view.to_f32();
+            if tensor.contains(name) {
+                for (value, d) in values.iter_mut().zip(direction) {
+                    *value += (step * f64::from(*d)) as f32;
+                }
+            }
+            (tensor.to_owned(), view.shape().to_vec(), values)
+        })
+        .collect();
+    let data: Vec<TensorData<'_>> = (tensors.iter())
+        .map(|(name, shape, data)| TensorData {
+            name: name.clone(),
+            shape: shape.clone(),
+            dtype: Dtype::F32,
+            data,
+        })
+        .collect();
+    serialize(&data, file.metadata()).expect("valid")
 }

@@ -6,10 +6,11 @@
 use super::backward::Context;
 use super::loss::{Loss, LossToken};
 use super::ops::{log_softmax, rms_norm_add};
+use super::worker::sequence_gap;
 use crate::cpu::bf16::input;
 use crate::cpu::gemm::{Store, gemm};
 use crate::cpu::ops::rms_norm;
-use crate::cpu::softmax::max_and_ln_sum;
+use crate::cpu::softmax::{log_softmax_at, max_and_ln_sum};
 use crate::error::EngineError;
 
 /// Logits of one chunk: 2^18 of them are 1 MiB, the second-level cache of one core …
@@ -20,11 +21,13 @@ const CHUNK_ROWS_MIN: usize = 64;
 /// A loss token: where it is predicted and what the loss needs.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Target {
+    /// Its datum in the micro-batch; targets of one datum stand together.
+    pub(super) datum: usize,
     /// Row of the micro-batch that predicts it.
     pub(super) row: usize,
     /// The token.
     pub(super) token: u32,
-    /// Sampler's log-probability, advantage, weight; the log-probability is filled in here.
+    /// Sampler's log-probability, advantage, weight; what the forward knows is filled in here.
     pub(super) loss: LossToken,
 }
 
@@ -50,6 +53,20 @@ pub(super) fn forward_backward(
 ) -> Result<(), EngineError> {
     dx.fill(0.0);
     let rows_max = (CHUNK_VALUES / context.model.config().vocab_size).max(CHUNK_ROWS_MIN);
+    if loss.reads_sequence() {
+        for targets in targets.chunks_mut(rows_max) {
+            logprobs(context, targets, x, scratch);
+        }
+        for sequence in targets.chunk_by_mut(|a, b| a.datum == b.datum) {
+            let tokens = sequence
+                .iter()
+                .map(|t| (t.loss.logprob, t.loss.sampled_logprob));
+            let gap = sequence_gap(tokens);
+            sequence
+                .iter_mut()
+                .for_each(|target| target.loss.sequence_gap = gap);
+        }
+    }
     for targets in targets.chunks_mut(rows_max) {
         logits(context, targets, x, scratch);
         let vocab = context.model.config().vocab_size;
@@ -86,6 +103,15 @@ pub(super) fn forward_backward(
         derivative(context, targets, dx, scratch);
     }
     Ok(())
+}
+
+/// Fills in the log-probabilities of some targets.
+fn logprobs(context: Context<'_>, targets: &mut [Target], x: &[f32], scratch: &mut Scratch) {
+    logits(context, targets, x, scratch);
+    let vocab = context.model.config().vocab_size;
+    for (target, logits) in targets.iter_mut().zip(scratch.logits.chunks_exact(vocab)) {
+        target.loss.logprob = log_softmax_at(logits, target.token);
+    }
 }
 
 /// Gathers the targets' rows and computes their logits.

@@ -10,6 +10,7 @@
 //! | `importance_sampling` | `-r A` | off-policy policy gradient |
 //! | `ppo` | `-min(r A, clamp(r, lo, hi) A)` | Schulman et al. 2017 (arXiv 1707.06347), eq. 7 |
 //! | `cispo` | `-stop(clamp(r, lo, hi)) A lp` | MiniMax-M1 (arXiv 2506.13585) |
+//! | `gspo` | `-min(s A, clamp(s, lo, hi) A)`, `s = exp(mean(lp - q))` over the sequence's loss tokens | Zheng et al. 2025 (arXiv 2507.18071), eq. 13: the GSPO-token form |
 //! | `dro` | `-(A lp - beta/2 (lp - q)^2)` | Richemond et al. 2024 (arXiv 2405.19107) |
 //!
 //! The weight scales a cross-entropy term. In the policy losses it is a mask, because the advantage
@@ -38,6 +39,13 @@ pub enum Loss {
         /// Upper bound of the weight, for instance 4.
         clip_high_threshold: f32,
     },
+    /// Clipped surrogate with one ratio per sequence, the geometric mean of its tokens'.
+    Gspo {
+        /// Lower bound of the ratio, for instance 1 - 3e-4.
+        clip_low_threshold: f32,
+        /// Upper bound of the ratio, for instance 1 + 4e-4.
+        clip_high_threshold: f32,
+    },
     /// Policy gradient with a quadratic penalty on the distance to the sampler.
     Dro {
         /// Strength of the penalty, for instance 0.05.
@@ -56,6 +64,8 @@ pub struct LossToken {
     pub advantage: f32,
     /// The weight; 0 masks the token.
     pub weight: f32,
+    /// Mean of `lp - q` over the loss tokens of its sequence, nats; only GSPO reads it.
+    pub sequence_gap: f32,
 }
 
 /// What one token adds.
@@ -78,6 +88,7 @@ impl Loss {
             Self::ImportanceSampling => "importance_sampling",
             Self::Ppo { .. } => "ppo",
             Self::Cispo { .. } => "cispo",
+            Self::Gspo { .. } => "gspo",
             Self::Dro { .. } => "dro",
         }
     }
@@ -88,6 +99,12 @@ impl Loss {
         !matches!(self, Self::CrossEntropy)
     }
 
+    /// Whether a token's term depends on the other tokens of its sequence.
+    #[must_use]
+    pub const fn reads_sequence(&self) -> bool {
+        matches!(self, Self::Gspo { .. })
+    }
+
     /// The term of one token and its derivative.
     #[must_use]
     pub fn term(&self, token: LossToken) -> LossTerm {
@@ -96,6 +113,7 @@ impl Loss {
             sampled_logprob,
             advantage,
             weight,
+            sequence_gap,
         } = token;
         if weight == 0.0 {
             return LossTerm::default();
@@ -110,20 +128,20 @@ impl Loss {
             Self::Ppo {
                 clip_low_threshold,
                 clip_high_threshold,
-            } => {
-                let ratio = ratio(difference);
-                let surrogate = ratio * advantage;
-                let bounded = clamp(ratio, clip_low_threshold, clip_high_threshold) * advantage;
-                if bounded < surrogate {
-                    LossTerm {
-                        loss: -bounded,
-                        dlogprob: 0.0,
-                        clipped: true,
-                    }
-                } else {
-                    LossTerm::smooth(-surrogate, -surrogate)
-                }
-            }
+            } => LossTerm::clipped_surrogate(
+                ratio(difference),
+                advantage,
+                [clip_low_threshold, clip_high_threshold],
+            ),
+            // The ratio is `s stop(1 / pi) pi`: its value is s, its derivative by lp too.
+            Self::Gspo {
+                clip_low_threshold,
+                clip_high_threshold,
+            } => LossTerm::clipped_surrogate(
+                ratio(sequence_gap),
+                advantage,
+                [clip_low_threshold, clip_high_threshold],
+            ),
             Self::Cispo {
                 clip_low_threshold,
                 clip_high_threshold,
@@ -147,6 +165,20 @@ impl Loss {
 }
 
 impl LossTerm {
+    /// `-min(r A, clamp(r, low, high) A)` for a ratio whose derivative is itself.
+    fn clipped_surrogate(ratio: f32, advantage: f32, [low, high]: [f32; 2]) -> Self {
+        let surrogate = ratio * advantage;
+        let bounded = clamp(ratio, low, high) * advantage;
+        if bounded < surrogate {
+            return Self {
+                loss: -bounded,
+                dlogprob: 0.0,
+                clipped: true,
+            };
+        }
+        Self::smooth(-surrogate, -surrogate)
+    }
+
     const fn smooth(loss: f32, dlogprob: f32) -> Self {
         Self {
             loss,
@@ -314,7 +346,7 @@ impl LossSums {
 mod tests {
     use super::*;
 
-    const ALL: [Loss; 5] = [
+    const ALL: [Loss; 6] = [
         Loss::CrossEntropy,
         Loss::ImportanceSampling,
         Loss::Ppo {
@@ -326,6 +358,11 @@ mod tests {
             clip_high_threshold: 1.2,
         },
         Loss::Dro { beta: 0.05 },
+        // One token is a sequence too; there it is PPO.
+        Loss::Gspo {
+            clip_low_threshold: 0.8,
+            clip_high_threshold: 1.2,
+        },
     ];
 
     fn token(logprob: f32, advantage: f32) -> LossToken {
@@ -334,6 +371,7 @@ mod tests {
             sampled_logprob: -1.0,
             advantage,
             weight: 1.0,
+            sequence_gap: logprob + 1.0,
         }
     }
 
@@ -380,6 +418,7 @@ mod tests {
             sampled_logprob: f32::NAN,
             advantage: f32::INFINITY,
             weight: 0.0,
+            sequence_gap: f32::NAN,
         };
         for loss in ALL {
             assert_eq!(loss.term(masked), LossTerm::default());

@@ -14,7 +14,7 @@ use super::loss::{Loss, LossMetrics, LossSums};
 use super::packing::{bundles, micro_batches};
 use super::state;
 use super::weights::Frozen;
-use super::worker::{Shared, Worker, loss_token};
+use super::worker::{Shared, Worker, loss_token, sequence_gap};
 use crate::adapter::Adapter;
 use crate::cpu::threads::Threads;
 use crate::cpu::tiles::for_each_mut;
@@ -151,8 +151,13 @@ impl Trainer {
         let logprobs = computed?;
         let mut sums = LossSums::default();
         for (datum, logprobs) in data.iter().zip(&logprobs) {
+            let pairs = logprobs.iter().zip(&datum.sampled_logprobs);
+            let masked = pairs
+                .zip(&datum.weights)
+                .filter(|(_, weight)| **weight != 0.0);
+            let gap = sequence_gap(masked.map(|((lp, q), _)| (*lp, *q)));
             for (t, logprob) in logprobs.iter().enumerate() {
-                let token = loss_token(datum, t, *logprob);
+                let token = loss_token(datum, t, *logprob, gap);
                 if token.weight != 0.0 {
                     sums.add(loss, token, loss.term(token));
                 }

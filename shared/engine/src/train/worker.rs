@@ -110,9 +110,10 @@ fn targets(data: &[Datum], rows: &Rows) -> Vec<head::Target> {
     let mut targets = Vec::new();
     for (index, datum) in data.iter().enumerate() {
         for t in 0..datum.rows() {
-            let loss = loss_token(datum, t, 0.0);
+            let loss = loss_token(datum, t, 0.0, 0.0);
             if loss.weight != 0.0 {
                 targets.push(head::Target {
+                    datum: index,
                     row: rows.row_of(index, t),
                     token: datum.tokens[t + 1],
                     loss,
@@ -124,11 +125,22 @@ fn targets(data: &[Datum], rows: &Rows) -> Vec<head::Target> {
 }
 
 /// Token `t` of a datum as the loss sees it.
-pub(super) fn loss_token(datum: &Datum, t: usize, logprob: f32) -> LossToken {
+pub(super) fn loss_token(datum: &Datum, t: usize, logprob: f32, sequence_gap: f32) -> LossToken {
     LossToken {
         logprob,
         sampled_logprob: datum.sampled_logprobs[t],
         advantage: datum.advantages[t],
         weight: datum.weights[t],
+        sequence_gap,
     }
+}
+
+/// Mean of `lp - q` over the loss tokens of a sequence, given as pairs; summed in f64, in order.
+pub(super) fn sequence_gap(tokens: impl Iterator<Item = (f32, f32)>) -> f32 {
+    let (mut sum, mut count) = (0.0, 0u32);
+    for (logprob, sampled) in tokens {
+        sum += f64::from(logprob) - f64::from(sampled);
+        count += 1;
+    }
+    (sum / f64::from(count.max(1))) as f32
 }

@@ -42,6 +42,8 @@ choice! {
         Ppo = "ppo",
         /// Policy gradient with a clipped, constant importance weight.
         Cispo = "cispo",
+        /// Clipped surrogate with one ratio per sequence.
+        Gspo = "gspo",
         /// Policy gradient with a quadratic pull towards the sampler.
         Dro = "dro",
     }
@@ -109,6 +111,8 @@ impl LossName {
         match self {
             Self::Ppo => Some((0.8, 1.2)),
             Self::Cispo => Some((0.0, 4.0)),
+            // Zheng et al. 2025 (arXiv 2507.18071), section 5.1.
+            Self::Gspo => Some((1.0 - 3e-4, 1.0 + 4e-4)),
             Self::ImportanceSampling | Self::Dro => None,
         }
     }

@@ -140,7 +140,7 @@ pub(super) struct BatchArgs {
     /// Tensors datum{i}.tokens (or seq{i}.tokens), .weights, .logprobs, .advantages.
     #[arg(long, value_name = "DATA.safetensors")]
     pub(super) data: PathBuf,
-    /// cross_entropy, importance_sampling, ppo, cispo or dro.
+    /// cross_entropy, importance_sampling, ppo, cispo, gspo or dro.
     #[arg(long, value_name = "NAME")]
     pub(super) loss: String,
     /// For example {"clip_low_threshold": 0.8, "clip_high_threshold": 1.2}.

@@ -6,11 +6,12 @@ use volley_protocol::{ErrorCode, Fault};
 
 use crate::text;
 
-const NAMES: [&str; 5] = [
+const NAMES: [&str; 6] = [
     "cross_entropy",
     "importance_sampling",
     "ppo",
     "cispo",
+    "gspo",
     "dro",
 ];
 
@@ -55,6 +56,17 @@ pub(super) fn parse(name: &str, config: Option<&str>) -> Result<Loss, Fault> {
                 true,
                 false,
                 Loss::Cispo {
+                    clip_low_threshold,
+                    clip_high_threshold,
+                },
+            )
+        }
+        "gspo" => {
+            let (clip_low_threshold, clip_high_threshold) = clip(1.0 - 3e-4, 1.0 + 4e-4);
+            (
+                true,
+                false,
+                Loss::Gspo {
                     clip_low_threshold,
                     clip_high_threshold,
                 },
