@@ -11,7 +11,7 @@ use volley_protocol::worker::ToWorker;
 use volley_runtime::conversation::{self, Open, ReadEnd};
 
 use crate::core::Input;
-use crate::driver::{DriverMessage, Line, PeerKey};
+use crate::driver::{DriverMessage, Line};
 use crate::sink_link::next_session;
 
 /// First and longest wait between dials: a coordinator that is started again is found within a
@@ -58,9 +58,8 @@ async fn serve(open: Open, driver: &ActorRef<DriverMessage>) -> bool {
         session: id,
         epoch: greeted.epoch,
     };
-    let peer = PeerKey::Coordinator;
     if driver
-        .cast(DriverMessage::Connected { peer, input, line })
+        .cast(DriverMessage::Connected { input, line })
         .is_err()
     {
         return false;

@@ -18,6 +18,7 @@ use volley_protocol::{AttemptId, Digest, trajectory};
 use volley_runtime::conversation;
 
 use crate::core::{Effect, ExitReason, Input, Millis, SessionId, Worker};
+use crate::dials::{DialId, Dials};
 use crate::policy::{PolicyCommand, PolicyEvent, PolicyHandle};
 use crate::sink_link;
 
@@ -27,16 +28,22 @@ const TICK: Duration = Duration::from_millis(50);
 /// What the driver is told.
 #[derive(Debug)]
 pub(crate) enum DriverMessage {
-    /// A session is open; what it needs to be spoken to.
-    Connected {
-        peer: PeerKey,
-        input: Input,
+    /// A session with the coordinator is open; what it needs to be spoken to.
+    Connected { input: Input, line: Line },
+    /// A session with a learner is open.
+    SinkConnected {
+        addr: SocketAddr,
+        dial: DialId,
         line: Line,
+    },
+    /// A dial to a learner failed, or its session is over.
+    SinkOver {
+        addr: SocketAddr,
+        dial: DialId,
+        session: Option<SessionId>,
     },
     /// Something for the core. The permit bounds what one session may have in this mailbox.
     Input(Input, Option<OwnedSemaphorePermit>),
-    /// A dial to a learner failed.
-    DialFailed(SocketAddr),
     /// A learner sent an adapter; its digest was checked.
     AdapterBytes { digest: Digest, bytes: Vec<u8> },
     /// The policy thread reports.
@@ -85,7 +92,7 @@ pub(crate) struct DriverState {
     dialler: sink_link::Dialler,
     started: Instant,
     lines: BTreeMap<PeerKey, Line>,
-    dialling: BTreeMap<SocketAddr, tokio::task::JoinHandle<()>>,
+    dials: Dials,
     /// Encoded trajectories that no sink has acknowledged.
     records: BTreeMap<AttemptId, Arc<Vec<u8>>>,
     /// Adapters asked for, by digest.
@@ -108,17 +115,7 @@ impl Actor for Driver {
         arguments: DriverArguments,
     ) -> Result<DriverState, ActorProcessingErr> {
         myself.send_interval(TICK, || DriverMessage::Tick);
-        Ok(DriverState {
-            core: arguments.core,
-            policy: arguments.policy,
-            dialler: arguments.dialler,
-            started: Instant::now(),
-            lines: BTreeMap::new(),
-            dialling: BTreeMap::new(),
-            records: BTreeMap::new(),
-            fetching: BTreeMap::new(),
-            on_exit: Some(arguments.on_exit),
-        })
+        Ok(DriverState::new(arguments))
     }
 
     async fn handle(
@@ -128,17 +125,30 @@ impl Actor for Driver {
         state: &mut DriverState,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            DriverMessage::Connected { peer, input, line } => {
-                state.lines.insert(peer, line);
+            DriverMessage::Connected { input, line } => {
+                state.lines.insert(PeerKey::Coordinator, line);
                 state.apply(&myself, input);
+            }
+            DriverMessage::SinkConnected { addr, dial, line } => {
+                if let Some(input) = state.sink_connected(addr, dial, line) {
+                    state.apply(&myself, input);
+                }
+            }
+            DriverMessage::SinkOver {
+                addr,
+                dial,
+                session,
+            } => {
+                if let Some(input) = state.sink_over(addr, dial, session) {
+                    state.apply(&myself, input);
+                }
             }
             DriverMessage::Input(input, permit) => {
-                state.forget_line(&input);
+                if let Input::CoordinatorDown { session } = input {
+                    state.forget_line(PeerKey::Coordinator, session);
+                }
                 state.apply(&myself, input);
                 drop(permit);
-            }
-            DriverMessage::DialFailed(addr) => {
-                state.dialling.remove(&addr);
             }
             DriverMessage::AdapterBytes { digest, bytes } => {
                 if let Some(version) = state.fetching.remove(&digest) {
@@ -155,6 +165,20 @@ impl Actor for Driver {
 }
 
 impl DriverState {
+    fn new(arguments: DriverArguments) -> Self {
+        Self {
+            core: arguments.core,
+            policy: arguments.policy,
+            dialler: arguments.dialler,
+            started: Instant::now(),
+            lines: BTreeMap::new(),
+            dials: Dials::default(),
+            records: BTreeMap::new(),
+            fetching: BTreeMap::new(),
+            on_exit: Some(arguments.on_exit),
+        }
+    }
+
     fn apply(&mut self, myself: &ActorRef<DriverMessage>, input: Input) {
         let now = Millis(self.started.elapsed().as_millis() as u64);
         let mut effects = Vec::new();
@@ -164,15 +188,32 @@ impl DriverState {
         }
     }
 
-    fn forget_line(&mut self, input: &Input) {
-        let (peer, session) = match input {
-            Input::CoordinatorDown { session } => (PeerKey::Coordinator, *session),
-            Input::SinkDown { addr, session } => {
-                self.dialling.remove(addr);
-                (PeerKey::Learner(*addr), *session)
-            }
-            _ => return,
-        };
+    /// A learner's session is open: news, unless its dial was given up meanwhile.
+    fn sink_connected(&mut self, addr: SocketAddr, dial: DialId, line: Line) -> Option<Input> {
+        if !self.dials.is_current(addr, dial) {
+            // Nobody reads it any more; the newer dial, if there is one, has its own.
+            line.session.close(close_code::NORMAL, "nothing to say");
+            return None;
+        }
+        let session = line.id;
+        self.lines.insert(PeerKey::Learner(addr), line);
+        Some(Input::SinkUp { addr, session })
+    }
+
+    /// A dial came to nothing, or the session that it opened is over.
+    fn sink_over(
+        &mut self,
+        addr: SocketAddr,
+        dial: DialId,
+        session: Option<SessionId>,
+    ) -> Option<Input> {
+        let session = session.filter(|_| self.dials.is_current(addr, dial));
+        self.dials.ended(addr, dial);
+        self.forget_line(PeerKey::Learner(addr), session?);
+        session.map(|session| Input::SinkDown { addr, session })
+    }
+
+    fn forget_line(&mut self, peer: PeerKey, session: SessionId) {
         if self.lines.get(&peer).is_some_and(|line| line.id == session) {
             self.lines.remove(&peer);
         }
@@ -230,15 +271,12 @@ impl DriverState {
                 self.policy.tell(PolicyCommand::DropAdapters(digests));
             }
             Effect::DialSink { addr } => {
-                if !self.dialling.contains_key(&addr) {
-                    let task = self.dialler.dial(addr, myself.clone());
-                    self.dialling.insert(addr, task);
-                }
+                let dialler = &self.dialler;
+                self.dials
+                    .begin(addr, |dial| dialler.dial(addr, dial, myself.clone()));
             }
             Effect::HangUpSink { addr } => {
-                if let Some(task) = self.dialling.remove(&addr) {
-                    task.abort();
-                }
+                self.dials.hang_up(addr);
                 if let Some(line) = self.lines.remove(&PeerKey::Learner(addr)) {
                     line.session
                         .close(close_code::NORMAL, "nothing left to say");
@@ -331,5 +369,87 @@ pub(crate) fn describe(reason: ExitReason) -> &'static str {
         ExitReason::Drained => "drained by the coordinator",
         ExitReason::Alone => "no coordinator for too long",
         ExitReason::Signal => "asked to end",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use volley_link::{
+        ClusterCa, Connected, Endpoint, LinkConfig, LinkRuntime, Peer, Role, memory_pair,
+    };
+    use volley_protocol::PeerId;
+    use volley_protocol::version::{Hello, PROTOCOL_VERSION};
+
+    use super::*;
+    use crate::core::Config;
+    use crate::policy::PolicyCounters;
+    use crate::sink_link::{Dialler, next_session};
+
+    fn state() -> DriverState {
+        let ca = ClusterCa::create("c").expect("an authority");
+        let identity = ca.issue(Role::Worker, "w").expect("an identity");
+        let link = LinkRuntime::start().expect("a network thread");
+        let endpoint = Endpoint::client(&link, &identity, LinkConfig::default()).expect("a socket");
+        let hello = Hello {
+            protocol: PROTOCOL_VERSION,
+            peer: PeerId(1),
+            name: "w".into(),
+            pid: 1,
+        };
+        DriverState::new(DriverArguments {
+            core: Worker::new(Config::new(1, "n", Digest::default())),
+            policy: PolicyHandle::new(mpsc::channel().0, Arc::new(PolicyCounters::default())),
+            dialler: Dialler { endpoint, hello },
+            on_exit: oneshot::channel().0,
+        })
+    }
+
+    fn line() -> (Line, Connected) {
+        let peer = |role| Peer::new(role, "x", "c").expect("a valid peer");
+        let (here, there) = memory_pair(peer(Role::Worker), peer(Role::Learner));
+        let line = Line {
+            id: next_session(),
+            control: here.sender,
+            session: here.session,
+        };
+        (line, there)
+    }
+
+    fn begin(state: &mut DriverState, addr: SocketAddr) -> DialId {
+        let mut number = None;
+        state.dials.begin(addr, |id| {
+            number = Some(id);
+            tokio::spawn(std::future::pending())
+        });
+        number.expect("no dial is under way")
+    }
+
+    #[tokio::test]
+    async fn a_session_of_a_dial_that_was_given_up_is_closed_and_not_spoken_to() {
+        let addr = SocketAddr::from(([127, 0, 0, 1], 1));
+        let mut state = state();
+        let old = begin(&mut state, addr);
+        // The dial succeeds, and is given up before the driver hears of it.
+        let (deaf, mut its_peer) = line();
+        let deaf_id = deaf.id;
+        state.dials.hang_up(addr);
+        let new = begin(&mut state, addr);
+        assert!(state.sink_connected(addr, old, deaf).is_none());
+        assert!(state.line(PeerKey::Learner(addr), deaf_id).is_none());
+        assert!(!matches!(its_peer.receiver.recv().await, Ok(Some(_))));
+
+        let (open, _its_peer) = line();
+        let id = open.id;
+        let up = state.sink_connected(addr, new, open);
+        assert!(matches!(up, Some(Input::SinkUp { session, .. }) if session == id));
+        // The older one's end is no news, and the newer dial stays the current one.
+        assert!(state.sink_over(addr, old, Some(deaf_id)).is_none());
+        assert!(state.line(PeerKey::Learner(addr), id).is_some());
+        assert!(state.dials.is_current(addr, new));
+        let down = state.sink_over(addr, new, Some(id));
+        assert!(matches!(down, Some(Input::SinkDown { session, .. }) if session == id));
+        assert!(state.lines.is_empty() && !state.dials.is_current(addr, new));
     }
 }

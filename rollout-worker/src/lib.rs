@@ -10,6 +10,7 @@
 
 mod coordinator_link;
 pub mod core;
+mod dials;
 mod driver;
 mod episode;
 mod policy;

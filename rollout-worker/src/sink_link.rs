@@ -15,7 +15,8 @@ use volley_runtime::conversation::{self, Open};
 use volley_runtime::greeting::{close_with, link_fault};
 
 use crate::core::{Input, SessionId};
-use crate::driver::{DriverMessage, Line, PeerKey};
+use crate::dials::DialId;
+use crate::driver::{DriverMessage, Line};
 
 static NEXT_SESSION: AtomicU64 = AtomicU64::new(1);
 
@@ -33,22 +34,39 @@ pub(crate) struct Dialler {
 
 impl Dialler {
     /// Dials once; the core asks again when it has to.
-    pub(crate) fn dial(&self, addr: SocketAddr, driver: ActorRef<DriverMessage>) -> JoinHandle<()> {
+    pub(crate) fn dial(
+        &self,
+        addr: SocketAddr,
+        dial: DialId,
+        driver: ActorRef<DriverMessage>,
+    ) -> JoinHandle<()> {
         let this = self.clone();
         tokio::spawn(async move {
-            match conversation::dial(&this.endpoint, addr, Role::Learner, &this.hello).await {
-                Ok(open) => serve(open, addr, &driver).await,
+            let dialled = conversation::dial(&this.endpoint, addr, Role::Learner, &this.hello);
+            let session = match dialled.await {
+                Ok(open) => Some(serve(open, addr, dial, &driver).await),
                 Err(fault) => {
                     tracing::debug!(%addr, %fault, "no session with the learner yet");
-                    // The driver outlives its sessions, but for the moment of leaving.
-                    let _ = driver.cast(DriverMessage::DialFailed(addr));
+                    None
                 }
-            }
+            };
+            // The driver outlives its sessions, but for the moment of leaving.
+            let _ = driver.cast(DriverMessage::SinkOver {
+                addr,
+                dial,
+                session,
+            });
         })
     }
 }
 
-async fn serve(open: Open, addr: SocketAddr, driver: &ActorRef<DriverMessage>) {
+/// Reads until the session is over; tells its number.
+async fn serve(
+    open: Open,
+    addr: SocketAddr,
+    dial: DialId,
+    driver: &ActorRef<DriverMessage>,
+) -> SessionId {
     let Open {
         session,
         sender,
@@ -61,16 +79,11 @@ async fn serve(open: Open, addr: SocketAddr, driver: &ActorRef<DriverMessage>) {
         control: sender,
         session: session.clone(),
     };
-    let input = Input::SinkUp { addr, session: id };
     if driver
-        .cast(DriverMessage::Connected {
-            peer: PeerKey::Learner(addr),
-            input,
-            line,
-        })
+        .cast(DriverMessage::SinkConnected { addr, dial, line })
         .is_err()
     {
-        return;
+        return id;
     }
     let adapters = tokio::spawn(receive_adapters(session.clone(), driver.clone()));
     let hear = |message: FromSink, permit| {
@@ -83,11 +96,7 @@ async fn serve(open: Open, addr: SocketAddr, driver: &ActorRef<DriverMessage>) {
     };
     conversation::read(&session, &mut receiver, hear).await;
     adapters.abort();
-    // The driver outlives its sessions, but for the moment of leaving.
-    let _ = driver.cast(DriverMessage::Input(
-        Input::SinkDown { addr, session: id },
-        None,
-    ));
+    id
 }
 
 /// Adapters come one after the other: the next one waits until this one is checked.
