@@ -21,6 +21,10 @@ use crate::outbound::{Outbound, Outgoing};
 /// Batches that share one sync.
 const BATCHES_PER_SYNC_MAX: usize = 32;
 
+/// Questions of one session that may wait for news. A client waits for one answer per job that
+/// it reads; each question costs a look at its job's file in every round.
+const QUERIES_PER_SESSION_MAX: usize = 64;
+
 /// A question that waits for news.
 #[derive(Debug)]
 struct Waiting {
@@ -129,7 +133,7 @@ impl Keeper {
             } => {
                 let wait = Duration::from_millis(wait_ms.min(POLL_WAIT_MS_MAX));
                 let until = Instant::now() + wait;
-                self.waiting.push(Waiting {
+                self.wait(Waiting {
                     session,
                     id,
                     job,
@@ -143,6 +147,22 @@ impl Keeper {
             }
         }
         Ok(())
+    }
+
+    /// Keeps a question until the end of the round, or until there is news.
+    fn wait(&mut self, question: Waiting) {
+        let session = question.session;
+        let open = self.waiting.iter().filter(|w| w.session == session);
+        if open.count() < QUERIES_PER_SESSION_MAX {
+            self.waiting.push(question);
+            return;
+        }
+        let why = format!("{QUERIES_PER_SESSION_MAX} questions of this session wait already");
+        let fault = Fault::new(ErrorCode::QueueFull, why)
+            .with_hint("wait for an answer before asking for more results");
+        let (id, body) = (question.id, ReplyBody::Fault(fault));
+        self.outbound
+            .send(&Outgoing::client(session, &ClientReply { id, body }));
     }
 
     fn store(&mut self, session: SessionId, batch: &[u8], round: &mut Round) -> Result<(), Fault> {
@@ -283,5 +303,92 @@ impl Keeper {
             accepted,
             failed,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+    use volley_link::{Connected, ControlReceiver, Frame, Peer, Role, memory_pair};
+    use volley_protocol::codec;
+
+    use super::*;
+
+    const JOB: JobId = JobId(1);
+
+    struct Bench {
+        keeper: Keeper,
+        directory: TempDir,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let directory = tempfile::tempdir().expect("directory");
+            let keeper = Keeper::new(directory.path(), Epoch(1), Outbound::default());
+            Self {
+                keeper: keeper.expect("a new keeper"),
+                directory,
+            }
+        }
+
+        /// A session of that role; what the peer hears, for as long as it is kept.
+        fn connect(&self, session: SessionId, role: Role) -> Connected {
+            let peer = |role| Peer::new(role, "x", "c").expect("a valid peer");
+            let (here, there) = memory_pair(peer(Role::Coordinator), peer(role));
+            self.keeper.outbound.add(session, here.sender, here.session);
+            there
+        }
+
+        fn round(&mut self, requests: impl IntoIterator<Item = RelayRequest>) -> Vec<Input> {
+            let told = std::cell::RefCell::new(Vec::new());
+            let mut round = Round::default();
+            for request in requests {
+                self.keeper.take(request, &mut round).expect("taken");
+            }
+            let to_core = |input| told.borrow_mut().push(input);
+            self.keeper.settle(round, &to_core).expect("settled");
+            self.keeper.answer_waiting();
+            told.into_inner()
+        }
+    }
+
+    fn query(session: SessionId, id: u32) -> RelayRequest {
+        RelayRequest::Query {
+            session,
+            id,
+            job: JOB,
+            cursor: 0,
+            wait_ms: POLL_WAIT_MS_MAX,
+        }
+    }
+
+    async fn reply(receiver: &mut ControlReceiver) -> ClientReply {
+        let frame: Frame = receiver.recv().await.expect("open").expect("a frame");
+        codec::decode_frame(frame.kind, &frame.payload).expect("a reply")
+    }
+
+    #[tokio::test]
+    async fn questions_of_a_session_that_wait_are_bounded() {
+        let mut bench = Bench::new();
+        let (greedy, other) = (SessionId(1), SessionId(2));
+        let mut greedy_peer = bench.connect(greedy, Role::Client);
+        let _other_peer = bench.connect(other, Role::Client);
+        bench.round([RelayRequest::Open { job: JOB, known: 0 }]);
+        bench.round((0..QUERIES_PER_SESSION_MAX as u32).map(|id| query(greedy, id)));
+        bench.round([query(greedy, 1_000), query(other, 0)]);
+        assert_eq!(bench.keeper.waiting.len(), QUERIES_PER_SESSION_MAX + 1);
+        let refused = reply(&mut greedy_peer.receiver).await;
+        let ReplyBody::Fault(fault) = refused.body else {
+            panic!("refused: {refused:?}");
+        };
+        assert_eq!((refused.id, fault.code), (1_000, ErrorCode::QueueFull));
+        // What waits is still answered, and makes room.
+        bench.round([RelayRequest::Complete(JOB)]);
+        assert!(bench.keeper.waiting.is_empty());
+        assert!(matches!(
+            reply(&mut greedy_peer.receiver).await.body,
+            ReplyBody::Results(page) if page.complete
+        ));
+        drop(bench.directory);
     }
 }
