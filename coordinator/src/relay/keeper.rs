@@ -1,6 +1,6 @@
 //! The relay's thread: files, sequence numbers, questions that wait.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -25,6 +25,11 @@ const BATCHES_PER_SYNC_MAX: usize = 32;
 /// it reads; each question costs a look at its job's file in every round.
 const QUERIES_PER_SESSION_MAX: usize = 64;
 
+/// Files that are open for writing. A coordinator may have 10,000 open jobs and keep as many
+/// finished ones, but only 1,024 descriptors by the usual limit; an eighth of them leaves room for
+/// everything else. The file that was written longest ago is closed first.
+const WRITERS_OPEN_MAX: usize = 128;
+
 /// A question that waits for news.
 #[derive(Debug)]
 struct Waiting {
@@ -39,6 +44,8 @@ pub(super) struct Keeper {
     directory: PathBuf,
     epoch: Epoch,
     jobs: BTreeMap<JobId, JobResults>,
+    /// Jobs whose file is open for writing; the one written last is at the end.
+    writers: VecDeque<JobId>,
     /// Sequence numbers each worker session has delivered.
     sessions: BTreeMap<SessionId, RangeSet>,
     waiting: Vec<Waiting>,
@@ -57,11 +64,12 @@ struct Round {
 impl Keeper {
     pub(super) fn new(directory: &Path, epoch: Epoch, outbound: Outbound) -> Result<Self, Fault> {
         std::fs::create_dir_all(directory).map_err(|error| store_fault(directory, &error))?;
-        let (jobs, sessions, waiting) = Default::default();
+        let (jobs, writers, sessions, waiting) = Default::default();
         Ok(Self {
             directory: directory.to_owned(),
             epoch,
             jobs,
+            writers,
             sessions,
             waiting,
             outbound,
@@ -117,12 +125,15 @@ impl Keeper {
             RelayRequest::Complete(job) => {
                 if let Some(results) = self.jobs.get_mut(&job) {
                     results.complete = true;
+                    results.close()?;
                 }
+                self.writers.retain(|other| *other != job);
             }
             RelayRequest::Expire(job) => {
                 if let Some(results) = self.jobs.remove(&job) {
                     results.delete();
                 }
+                self.writers.retain(|other| *other != job);
             }
             RelayRequest::Query {
                 session,
@@ -215,6 +226,24 @@ impl Keeper {
             round.accepted.push(rollout);
         }
         round.touched.push(rollout.job);
+        self.written(rollout.job)
+    }
+
+    /// Notes that a job's file was written, and closes another one when too many are open.
+    fn written(&mut self, job: JobId) -> Result<(), Fault> {
+        let open = self.jobs.get(&job).is_some_and(JobResults::is_open);
+        if self.writers.back() == Some(&job) || !open {
+            return Ok(());
+        }
+        self.writers.retain(|other| *other != job);
+        self.writers.push_back(job);
+        if self.writers.len() > WRITERS_OPEN_MAX
+            && let Some(oldest) = self.writers.pop_front()
+            && let Some(results) = self.jobs.get_mut(&oldest)
+        {
+            results.close()?;
+        }
+        debug_assert!(self.writers.len() <= WRITERS_OPEN_MAX);
         Ok(())
     }
 
@@ -365,6 +394,35 @@ mod tests {
     async fn reply(receiver: &mut ControlReceiver) -> ClientReply {
         let frame: Frame = receiver.recv().await.expect("open").expect("a frame");
         codec::decode_frame(frame.kind, &frame.payload).expect("a reply")
+    }
+
+    #[test]
+    fn files_that_are_not_written_are_not_kept_open() {
+        let mut bench = Bench::new();
+        let jobs: Vec<JobId> = (0..3 * WRITERS_OPEN_MAX as u128).map(JobId).collect();
+        let open = |bench: &Bench| {
+            let jobs = bench.keeper.jobs.values();
+            jobs.filter(|results| results.is_open()).count()
+        };
+        let failed = |job, index| RelayRequest::Failed {
+            rollout: RolloutId { job, index },
+            fault: Fault::new(ErrorCode::EnvFailed, "x"),
+        };
+        bench.round(jobs.iter().map(|job| RelayRequest::Open {
+            job: *job,
+            known: 0,
+        }));
+        for index in 0..2 {
+            bench.round(jobs.iter().map(|job| failed(*job, index)));
+            assert_eq!(open(&bench), WRITERS_OPEN_MAX);
+        }
+        bench.round(jobs.iter().map(|job| RelayRequest::Complete(*job)));
+        assert_eq!((open(&bench), bench.keeper.writers.len()), (0, 0));
+        for job in jobs {
+            let page = bench.keeper.page(job, 0).expect("a page");
+            assert_eq!(page.decode_records().expect("own").len(), 2);
+            assert!(page.complete);
+        }
     }
 
     #[tokio::test]

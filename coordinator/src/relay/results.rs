@@ -21,7 +21,10 @@ pub(super) enum Settled {
 #[derive(Debug)]
 pub(super) struct JobResults {
     path: PathBuf,
+    /// Open while something is written; the descriptor is given back by [`Self::close`].
     writer: Option<SegmentWriter>,
+    /// Where the file ends while it has no writer; 0 while there is no file.
+    end: u64,
     pub(super) accepted: RangeSet,
     pub(super) failed: RangeSet,
     /// Rollouts that were durable when this life of the coordinator began.
@@ -36,6 +39,7 @@ impl JobResults {
         let mut results = Self {
             path,
             writer: None,
+            end: 0,
             accepted: RangeSet::new(),
             failed: RangeSet::new(),
             known,
@@ -49,7 +53,27 @@ impl JobResults {
             tracing::warn!(path = %results.path.display(), "results of no known rollout are dropped");
             results.rewrite()?;
         }
+        // Many jobs are read back, few of them get further results.
+        results.close()?;
         Ok(results)
+    }
+
+    /// Has it a writer, and so a descriptor?
+    pub(super) const fn is_open(&self) -> bool {
+        self.writer.is_some()
+    }
+
+    /// Makes everything durable and gives the descriptor back. A further record opens the file
+    /// again.
+    pub(super) fn close(&mut self) -> Result<(), Fault> {
+        self.sync()?;
+        self.end = self.end();
+        self.writer = None;
+        Ok(())
+    }
+
+    fn end(&self) -> u64 {
+        self.writer.as_ref().map_or(self.end, SegmentWriter::end)
     }
 
     /// Appends the record unless the rollout is settled already; tells how it is settled.
@@ -93,10 +117,10 @@ impl JobResults {
             next_cursor: cursor,
             ..ResultPage::default()
         };
-        let Some(writer) = &self.writer else {
+        if self.end() == 0 {
             answer.complete = self.complete;
             return Ok(answer);
-        };
+        }
         let reader = SegmentReader::open(&self.path)?;
         let page = reader.read_page(cursor.max(SEGMENT_START), RESULT_PAGE_BYTES_MAX)?;
         for record in &page.records {
@@ -105,7 +129,7 @@ impl JobResults {
             answer.records.0.extend_from_slice(&record.payload);
         }
         answer.next_cursor = page.next_offset;
-        let at_end = page.records.is_empty() || page.next_offset >= writer.end();
+        let at_end = page.records.is_empty() || page.next_offset >= self.end();
         answer.complete = self.complete && at_end;
         Ok(answer)
     }
@@ -222,6 +246,34 @@ mod tests {
         drop(results);
         let again = JobResults::open(path, 9).expect("open");
         assert!(again.failed.contains(3) && again.accepted.is_empty());
+    }
+
+    #[test]
+    fn a_closed_file_is_read_and_opened_again_by_a_further_record() {
+        let directory = tempfile::tempdir().expect("directory");
+        let path = directory.path().join("a.results");
+        let mut results = JobResults::open(path, 0).expect("open");
+        results.close().expect("nothing to close");
+        assert!(!results.is_open() && results.page(0).expect("empty").records.0.is_empty());
+        let mut cursor = 0;
+        for index in 0..3 {
+            let record = failed(index);
+            results
+                .settle(index, Settled::Failed, &record)
+                .expect("append");
+            assert!(results.is_open());
+            results.close().expect("close");
+            assert!(!results.is_open());
+            results.complete = index == 2;
+            let page = results.page(cursor).expect("page");
+            let records = page.decode_records().expect("own");
+            assert_eq!(
+                records.iter().map(ResultRecord::index).collect::<Vec<_>>(),
+                [index]
+            );
+            assert_eq!(page.complete, index == 2);
+            cursor = page.next_cursor;
+        }
     }
 
     #[test]
