@@ -239,7 +239,11 @@ impl DriverState {
                 self.relay.ask(RelayRequest::Open {
                     job: spec.job,
                     known,
+                    rollouts: spec.rollouts.max(known),
                 });
+            }
+            Effect::RelayGrew { job, rollouts } => {
+                self.relay.ask(RelayRequest::Grew { job, rollouts });
             }
             Effect::RelayFailed { rollout, fault } => {
                 self.relay.ask(RelayRequest::Failed { rollout, fault });

@@ -33,7 +33,11 @@ pub(crate) enum RelayRequest {
         job: JobId,
         /// Rollouts that were durable when this life of the coordinator began.
         known: u64,
+        /// Rollouts that it has now.
+        rollouts: u64,
     },
+    /// The job has this many rollouts now.
+    Grew { job: JobId, rollouts: u64 },
     /// A batch of trajectories that a worker delivered.
     Store { session: SessionId, batch: Vec<u8> },
     /// A rollout failed for good.

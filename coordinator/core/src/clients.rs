@@ -167,6 +167,11 @@ impl Coordinator {
             },
             out,
         );
+        // Queues are the relay's.
+        out.push(Effect::RelayGrew {
+            job: id,
+            rollouts: total,
+        });
         self.refresh(id);
         Ok((
             ReplyBody::Accepted {

@@ -53,11 +53,21 @@ pub enum Effect {
     /// and `index < known`. Anything else belongs to an extent that a crash took back before it
     /// was synced: acknowledge it to the worker, but do not keep it. For the same reason, records
     /// at or beyond `known` that are found in the segments are deleted when they are opened.
+    /// The job has `max(spec.rollouts, known)` rollouts until [`Effect::RelayGrew`] says more; no
+    /// lease of this epoch is for one beyond them, so a worker that delivers one is not to be
+    /// believed.
     RelayOpen {
         /// The job.
         spec: JobSpec,
         /// Rollouts that were durable when this life began; 0 for a new job.
         known: u64,
+    },
+    /// A queue has further rollouts.
+    RelayGrew {
+        /// Which job.
+        job: JobId,
+        /// How many it has in all.
+        rollouts: u64,
     },
     /// Write a final failure record, unless the rollout has a record already (then ignore it).
     /// The core counts it as closed at once and wants no `RelaySettled` for it.

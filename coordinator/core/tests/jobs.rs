@@ -408,6 +408,11 @@ fn everything_comes_back_after_a_crash() {
         rollouts: 2,
     };
     bench.ask(RequestBody::Put { job: JOB, extent });
+    let grew = Effect::RelayGrew {
+        job: JOB,
+        rollouts: 6,
+    };
+    assert!(bench.out.contains(&grew), "the relay knows how many");
     bench.worker(7, 8, Vec::new(), 0);
     let leases = bench.ready(7, 6);
     bench.settle(JOB, &[0, 2]);

@@ -112,7 +112,16 @@ impl Keeper {
 
     fn take(&mut self, request: RelayRequest, round: &mut Round) -> Result<(), Fault> {
         match request {
-            RelayRequest::Open { job, known } => round.restored.push(self.open(job, known)?),
+            RelayRequest::Open {
+                job,
+                known,
+                rollouts,
+            } => round.restored.push(self.open(job, known, rollouts)?),
+            RelayRequest::Grew { job, rollouts } => {
+                if let Some(results) = self.jobs.get_mut(&job) {
+                    results.rollouts = results.rollouts.max(rollouts);
+                }
+            }
             RelayRequest::Store { session, batch } => self.store(session, &batch, round)?,
             RelayRequest::Failed { rollout, fault } => {
                 let record = ResultRecord::Failed {
@@ -191,6 +200,10 @@ impl Keeper {
             if !self.is_known(attempt) {
                 // Of an extent that a crash took back before it was synced, or of no job at all:
                 // acknowledged, so that the worker frees it, but not kept.
+                continue;
+            }
+            if let Err(fault) = self.check_index(attempt.rollout) {
+                self.outbound.close(session, &fault);
                 continue;
             }
             if trajectory.header.reward.is_finite() {
@@ -323,8 +336,19 @@ impl Keeper {
         })
     }
 
-    fn open(&mut self, job: JobId, known: u64) -> Result<Input, Fault> {
-        let results = JobResults::open(self.path(job), known)?;
+    /// Nobody leased what lies beyond the job: a worker that plays it is not to be believed.
+    fn check_index(&self, rollout: RolloutId) -> Result<(), Fault> {
+        let rollouts = self.jobs.get(&rollout.job).map_or(0, |job| job.rollouts);
+        if rollout.index < rollouts {
+            return Ok(());
+        }
+        let message = format!("a result of rollout {rollout}, of a job with {rollouts}");
+        Err(Fault::new(ErrorCode::InvalidRequest, message))
+    }
+
+    fn open(&mut self, job: JobId, known: u64, rollouts: u64) -> Result<Input, Fault> {
+        let mut results = JobResults::open(self.path(job), known)?;
+        results.rollouts = rollouts;
         let (accepted, failed) = (results.accepted.clone(), results.failed.clone());
         self.jobs.insert(job, results);
         Ok(Input::RelayRestored {
@@ -338,8 +362,11 @@ impl Keeper {
 #[cfg(test)]
 mod tests {
     use tempfile::TempDir;
-    use volley_link::{Connected, ControlReceiver, Frame, Peer, Role, memory_pair};
-    use volley_protocol::codec;
+    use volley_link::{
+        CloseReason, Connected, ControlReceiver, Frame, Peer, Role, close_code, memory_pair,
+    };
+    use volley_protocol::trajectory::TrajectoryHeader;
+    use volley_protocol::{PeerId, Trajectory, codec};
 
     use super::*;
 
@@ -381,6 +408,44 @@ mod tests {
         }
     }
 
+    fn open(job: JobId, rollouts: u64) -> RelayRequest {
+        RelayRequest::Open {
+            job,
+            known: 0,
+            rollouts,
+        }
+    }
+
+    /// A worker's batch with one result.
+    fn delivery(session: SessionId, first_seq: u64, index: u64) -> RelayRequest {
+        let rollout = RolloutId { job: JOB, index };
+        let header = TrajectoryHeader {
+            attempt: AttemptId {
+                rollout,
+                epoch: Epoch(1),
+                number: 1,
+            },
+            worker: PeerId(1),
+            instance: index,
+            version: None,
+            numerics: "n".into(),
+            reward: 1.0,
+            metrics: BTreeMap::new(),
+            turns: 1,
+            truncated: false,
+            transcript: Vec::new(),
+            episode_ms: 1,
+        };
+        let trajectory = Trajectory {
+            header,
+            tokens: vec![1],
+            logprobs: vec![0.0],
+            sampled: vec![0],
+        };
+        let batch = trajectory::encode_batch(first_seq, &[&trajectory.encode()]);
+        RelayRequest::Store { session, batch }
+    }
+
     fn query(session: SessionId, id: u32) -> RelayRequest {
         RelayRequest::Query {
             session,
@@ -396,11 +461,37 @@ mod tests {
         codec::decode_frame(frame.kind, &frame.payload).expect("a reply")
     }
 
+    #[tokio::test]
+    async fn a_result_beyond_the_job_is_not_kept_and_ends_the_session() {
+        let mut bench = Bench::new();
+        let worker = SessionId(1);
+        let peer = bench.connect(worker, Role::Worker);
+        bench.round([open(JOB, 1)]);
+        assert!(bench.round([delivery(worker, 1, 1)]).is_empty());
+        let reason = peer.session.closed().await;
+        let CloseReason::Peer { code, reason } = reason else {
+            panic!("closed by the relay: {reason:?}");
+        };
+        let due = close_code::APPLICATION_MIN + ErrorCode::InvalidRequest as u32;
+        assert_eq!(code, due, "{reason}");
+        assert!(bench.keeper.jobs[&JOB].accepted.is_empty());
+        // The same rollout of a queue that has grown is an ordinary one.
+        let other = SessionId(2);
+        let _peer = bench.connect(other, Role::Worker);
+        let grew = RelayRequest::Grew {
+            job: JOB,
+            rollouts: 2,
+        };
+        assert_eq!(bench.round([grew, delivery(other, 1, 1)]).len(), 1);
+        assert!(bench.keeper.jobs[&JOB].accepted.contains(1));
+    }
+
     #[test]
     fn files_that_are_not_written_are_not_kept_open() {
         let mut bench = Bench::new();
-        let jobs: Vec<JobId> = (0..3 * WRITERS_OPEN_MAX as u128).map(JobId).collect();
-        let open = |bench: &Bench| {
+        // Few more than may be open: each costs some syncs.
+        let jobs: Vec<JobId> = (0..WRITERS_OPEN_MAX as u128 + 2).map(JobId).collect();
+        let writers = |bench: &Bench| {
             let jobs = bench.keeper.jobs.values();
             jobs.filter(|results| results.is_open()).count()
         };
@@ -408,19 +499,18 @@ mod tests {
             rollout: RolloutId { job, index },
             fault: Fault::new(ErrorCode::EnvFailed, "x"),
         };
-        bench.round(jobs.iter().map(|job| RelayRequest::Open {
-            job: *job,
-            known: 0,
-        }));
-        for index in 0..2 {
-            bench.round(jobs.iter().map(|job| failed(*job, index)));
-            assert_eq!(open(&bench), WRITERS_OPEN_MAX);
-        }
+        bench.round(jobs.iter().map(|job| open(*job, 2)));
+        bench.round(jobs.iter().map(|job| failed(*job, 0)));
+        assert_eq!(writers(&bench), WRITERS_OPEN_MAX);
+        // The first two were closed for the last two, and are opened again.
+        bench.round(jobs.iter().take(2).map(|job| failed(*job, 1)));
+        assert_eq!(writers(&bench), WRITERS_OPEN_MAX);
         bench.round(jobs.iter().map(|job| RelayRequest::Complete(*job)));
-        assert_eq!((open(&bench), bench.keeper.writers.len()), (0, 0));
-        for job in jobs {
+        assert_eq!((writers(&bench), bench.keeper.writers.len()), (0, 0));
+        for (at, job) in jobs.into_iter().enumerate() {
             let page = bench.keeper.page(job, 0).expect("a page");
-            assert_eq!(page.decode_records().expect("own").len(), 2);
+            let records = page.decode_records().expect("own").len();
+            assert_eq!(records, if at < 2 { 2 } else { 1 });
             assert!(page.complete);
         }
     }
@@ -431,7 +521,7 @@ mod tests {
         let (greedy, other) = (SessionId(1), SessionId(2));
         let mut greedy_peer = bench.connect(greedy, Role::Client);
         let _other_peer = bench.connect(other, Role::Client);
-        bench.round([RelayRequest::Open { job: JOB, known: 0 }]);
+        bench.round([open(JOB, 1)]);
         bench.round((0..QUERIES_PER_SESSION_MAX as u32).map(|id| query(greedy, id)));
         bench.round([query(greedy, 1_000), query(other, 0)]);
         assert_eq!(bench.keeper.waiting.len(), QUERIES_PER_SESSION_MAX + 1);

@@ -29,6 +29,8 @@ pub(super) struct JobResults {
     pub(super) failed: RangeSet,
     /// Rollouts that were durable when this life of the coordinator began.
     pub(super) known: u64,
+    /// Rollouts that the job has; no lease of this life is for one beyond them.
+    pub(super) rollouts: u64,
     pub(super) complete: bool,
 }
 
@@ -43,6 +45,7 @@ impl JobResults {
             accepted: RangeSet::new(),
             failed: RangeSet::new(),
             known,
+            rollouts: known,
             complete: false,
         };
         if !results.path.exists() {

@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 use crate::adapter::AdapterVersion;
 use crate::fault::{ErrorCode, Fault};
 use crate::ids::{GroupIndex, JobId, RunId};
-use crate::limits::{GROUP_SIZE_MAX, JOB_ROLLOUTS_MAX, NAME_BYTES_MAX};
+use crate::limits::{
+    ENV_OPTIONS_BYTES_MAX, ENV_OPTIONS_MAX, GROUP_SIZE_MAX, JOB_ROLLOUTS_MAX, NAME_BYTES_MAX,
+};
 use crate::seed;
 
 /// How a job lives.
@@ -187,7 +189,32 @@ impl JobSpec {
         if self.name.len() > NAME_BYTES_MAX || self.env.name.len() > NAME_BYTES_MAX {
             return bad(format!("names have at most {NAME_BYTES_MAX} bytes"));
         }
+        self.env.validate()?;
         self.sampling.validate()
+    }
+}
+
+impl EnvSpec {
+    /// Checks that the options are few and short enough to be kept and sent to every worker.
+    ///
+    /// # Errors
+    /// `INVALID_REQUEST`, with the bound.
+    pub fn validate(&self) -> Result<(), Fault> {
+        let bad = |what: String| Err(Fault::new(ErrorCode::InvalidRequest, what));
+        let options = self.config.len();
+        if options > ENV_OPTIONS_MAX {
+            return bad(format!(
+                "{options} options of the environment, at most {ENV_OPTIONS_MAX} are allowed"
+            ));
+        }
+        let bytes: usize = self.config.iter().map(|(k, v)| k.len() + v.len()).sum();
+        if bytes > ENV_OPTIONS_BYTES_MAX {
+            return bad(format!(
+                "the environment's options have {bytes} bytes, at most {ENV_OPTIONS_BYTES_MAX} \
+                 are allowed"
+            ));
+        }
+        Ok(())
     }
 }
 
@@ -232,4 +259,29 @@ pub enum JobState {
     Done,
     /// Cancelled by a client; what was open is closed as failed.
     Cancelled,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn env(config: impl IntoIterator<Item = (String, String)>) -> EnvSpec {
+        EnvSpec {
+            name: "e".into(),
+            split: Split::Train,
+            config: config.into_iter().collect(),
+        }
+    }
+
+    #[test]
+    fn options_of_an_environment_are_bounded_in_number_and_bytes() {
+        let many = |n: usize| env((0..n).map(|i| (i.to_string(), String::new())));
+        let long = |bytes: usize| env([("k".to_owned(), "v".repeat(bytes - 1))]);
+        assert_eq!(many(ENV_OPTIONS_MAX).validate(), Ok(()));
+        assert_eq!(long(ENV_OPTIONS_BYTES_MAX).validate(), Ok(()));
+        for over in [many(ENV_OPTIONS_MAX + 1), long(ENV_OPTIONS_BYTES_MAX + 1)] {
+            let fault = over.validate().expect_err("over a bound");
+            assert_eq!(fault.code, ErrorCode::InvalidRequest);
+        }
+    }
 }

@@ -26,6 +26,13 @@ pub const JOB_ROLLOUTS_MAX: u64 = 1 << 40;
 /// Rollouts of one group.
 pub const GROUP_SIZE_MAX: u32 = 1024;
 
+/// Options of a job's environment. The bundled ones know at most a handful.
+pub const ENV_OPTIONS_MAX: usize = 64;
+
+/// Names and values of a job's environment options together: the specification travels to every
+/// worker, and is kept for as long as the job is.
+pub const ENV_OPTIONS_BYTES_MAX: usize = 16 << 10;
+
 /// Jobs that are not finished, per coordinator.
 pub const OPEN_JOBS_MAX: usize = 10_000;
 

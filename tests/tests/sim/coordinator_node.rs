@@ -23,6 +23,7 @@ struct Segments {
     /// Written, not yet synced.
     staged: BTreeSet<u64>,
     known: u64,
+    rollouts: u64,
 }
 
 /// The process and its disk.
@@ -241,7 +242,14 @@ impl World {
             Effect::Reply { session, reply, .. } => {
                 self.send(session.0, Node::Coordinator, Wire::Reply(Box::new(reply)));
             }
-            Effect::RelayOpen { spec, known } => self.relay_open(spec.job, known),
+            Effect::RelayOpen { spec, known } => {
+                self.relay_open(spec.job, known, spec.rollouts.max(known));
+            }
+            Effect::RelayGrew { job, rollouts } => {
+                if let Some(segments) = self.coordinator.relay.get_mut(&job) {
+                    segments.rollouts = segments.rollouts.max(rollouts);
+                }
+            }
             Effect::RelayFailed { rollout, .. } => {
                 let segments = self.coordinator.relay.entry(rollout.job).or_default();
                 let staged = segments.staged.contains(&rollout.index);
@@ -298,9 +306,9 @@ impl World {
         );
     }
 
-    fn relay_open(&mut self, job: JobId, known: u64) {
+    fn relay_open(&mut self, job: JobId, known: u64, rollouts: u64) {
         let segments = self.coordinator.relay.entry(job).or_default();
-        segments.known = known;
+        (segments.known, segments.rollouts) = (known, rollouts);
         // What lies beyond belongs to extents that a crash took back.
         let cut = |set: &RangeSet| -> RangeSet {
             set.ranges()
@@ -329,6 +337,10 @@ impl World {
                 continue;
             };
             let of = record.attempt.epoch.0;
+            assert!(
+                of != epoch || index < segments.rollouts,
+                "a lease of rollout {index} before the relay knew that there are as many"
+            );
             let valid = of == epoch || (of + 1 == epoch && index < segments.known);
             let settled = segments.accepted.contains(index) || segments.failed.contains(index);
             let twice = self.plant == Some(Plant::KeepDuplicates);
