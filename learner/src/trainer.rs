@@ -136,7 +136,7 @@ impl TrainerThread {
             &self.base_model,
         )?;
         self.show_samples(batch.step, groups)?;
-        let mut report = stepped.report;
+        let mut report = stepped.report.cut();
         report.wait_ms = batch.wait_ms;
         report.publish_ms = publishing.elapsed().as_millis() as u64;
         report.train_ms_total = self.trained_ms_before + began.elapsed().as_millis() as u64;

@@ -9,7 +9,7 @@ use crate::place::Place;
 use crate::retry::{self, Ending, Next, Tally};
 
 /// Longest text of a failure that summaries show.
-const SUMMARY_TEXT_MAX: usize = 200;
+pub(crate) const SUMMARY_TEXT_MAX: usize = 200;
 
 impl Coordinator {
     /// The lease of this attempt is gone; its rollout waits, or is given up.

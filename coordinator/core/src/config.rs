@@ -85,7 +85,7 @@ pub const KEEP_MS_MIN: u64 = 60_000;
 /// Step reports kept per run: a long run's client polls every few seconds.
 pub const REPORTS_MAX: usize = 5_000;
 
-/// Reports in one answer (`ReplyBody::Progress`).
+/// Reports in one answer (`ReplyBody::Progress`), if that many fit.
 pub const REPORTS_PER_REPLY_MAX: usize = 200;
 
 /// Mean rewards kept per run for the monitor's graph.
@@ -100,8 +100,16 @@ pub const HELD_MAX: usize = 29_000;
 /// Runs that are remembered.
 pub const RUNS_MAX: usize = 1_000;
 
-/// Versions of one run that are remembered; a learner that names more is refused.
-pub const VERSIONS_MAX: usize = 100_000;
+/// All runs in one answer, or in a snapshot, where jobs, workers and sentences take up to 300 KiB
+/// of a control frame.
+pub const RUNS_BYTES_MAX: usize = 640 << 10;
+
+/// The least that a run needs in a list ([`crate::Coordinator::snapshot`]): its names and state,
+/// without its last report and history.
+pub const RUN_BYTES_MIN: usize = 512;
+
+/// Longest problem or notice for people, in bytes.
+pub const SENTENCE_BYTES_MAX: usize = 512;
 
 /// Jobs in one answer: with their texts cut, this stays below a control frame.
 pub const JOBS_PER_REPLY_MAX: usize = 1_000;

@@ -5,10 +5,11 @@ use std::collections::BTreeSet;
 use volley_protocol::adapter::AdapterEntry;
 use volley_protocol::job::{JobKind, JobState};
 use volley_protocol::learner::{FromLearner, ReceiptEntry, ToLearner};
+use volley_protocol::limits::{BATCH_ENTRIES_MAX, REGISTER_VERSIONS_MAX};
 use volley_protocol::run::{RunInfo, RunState};
 use volley_protocol::{AdapterVersion, ErrorCode, Fault, JobId, JobSpec, RunId, SinkRef};
 
-use crate::config::{RUNS_MAX, VERSIONS_MAX};
+use crate::config::RUNS_MAX;
 use crate::coordinator::Coordinator;
 use crate::effect::{Effect, close, persist};
 use crate::input::SessionId;
@@ -66,7 +67,7 @@ impl Coordinator {
                 reconciled: BTreeSet::new(),
                 settled_in: false,
             };
-            self.register_learner(learner, info, &versions, state, out);
+            self.register_learner(learner, info, &versions, state.cut(), out);
             return;
         }
         let Some(run) = self.runs.of_session(session) else {
@@ -106,11 +107,11 @@ impl Coordinator {
             FromLearner::Published(entry) => self.published(session, run, entry, out),
             FromLearner::Progress(report) => {
                 if let Some(run) = self.runs.map.get_mut(&run) {
-                    run.report(report);
+                    run.report(report.cut());
                 }
                 self.answer_polls(out);
             }
-            FromLearner::State(state) => self.run_state(run, state, out),
+            FromLearner::State(state) => self.run_state(run, state.cut(), out),
             FromLearner::Collected(digests) => self.registry.collected(run, &digests),
         }
     }
@@ -124,7 +125,7 @@ impl Coordinator {
         out: &mut Vec<Effect>,
     ) {
         let (id, session) = (info.run, learner.session);
-        if let Err(fault) = self.may_register(session, id, versions) {
+        if let Err(fault) = self.may_register(session, &info, versions) {
             out.push(Effect::CloseSession { session, fault });
             return;
         }
@@ -161,9 +162,8 @@ impl Coordinator {
         self.run_state(id, state, out);
         let listed: BTreeSet<AdapterVersion> = versions.iter().map(|entry| entry.version).collect();
         self.collect_garbage(id, Some(&listed), out);
-        let digests = self.registry.to_collect(id);
-        if !digests.is_empty() {
-            self.say_learner(id, ToLearner::Collect(digests), true, out);
+        for digests in self.registry.to_collect(id).chunks(BATCH_ENTRIES_MAX) {
+            self.say_learner(id, ToLearner::Collect(digests.to_vec()), true, out);
         }
         // Workers that hold results for a former life of this learner hear where it listens now;
         // when nothing is left to lease, nothing else tells them.
@@ -177,9 +177,11 @@ impl Coordinator {
     fn may_register(
         &self,
         session: SessionId,
-        run: RunId,
+        info: &RunInfo,
         versions: &[AdapterEntry],
     ) -> Result<(), Fault> {
+        info.validate()?;
+        let run = info.run;
         let refuse = |why: &str| Err(Fault::new(ErrorCode::InvalidRequest, why));
         match self.runs.sessions.get(&session).map(|session| session.run) {
             None => return refuse("the session is closed"),
@@ -189,7 +191,7 @@ impl Coordinator {
         if versions.iter().any(|entry| entry.version.run != run) {
             return refuse("a version of another run is listed");
         }
-        if versions.len() > VERSIONS_MAX {
+        if versions.len() > REGISTER_VERSIONS_MAX {
             return refuse("too many versions are listed");
         }
         if self.runs.map.len() >= RUNS_MAX && !self.runs.map.contains_key(&run) {

@@ -28,6 +28,7 @@ mod departures;
 mod dispatch;
 mod effect;
 mod extents;
+mod fit;
 #[cfg(test)]
 mod fixtures;
 mod input;

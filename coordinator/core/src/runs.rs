@@ -10,6 +10,7 @@ use volley_protocol::{JobId, RunId};
 use crate::config::{REPORTS_MAX, REPORTS_PER_REPLY_MAX, REWARD_HISTORY_MAX};
 use crate::coordinator::Coordinator;
 use crate::effect::{Effect, reply};
+use crate::fit;
 use crate::input::{Millis, SessionId};
 use crate::sinks::SETTLE_IN_MS;
 
@@ -120,7 +121,7 @@ impl Run {
             .partition_point(|report| report.step <= after_step);
         let new = self.reports.iter().skip(first).take(REPORTS_PER_REPLY_MAX);
         ReplyBody::Progress {
-            reports: new.cloned().collect(),
+            reports: fit::reports(new),
             state: self.state.clone(),
         }
     }

@@ -9,15 +9,16 @@ use volley_protocol::snapshot::{
 
 use crate::config::JOBS_PER_REPLY_MAX;
 use crate::coordinator::Coordinator;
+use crate::fit::{self, sentence};
 use crate::input::Millis;
 use crate::place::Blocked;
 use crate::queue::Job;
 
 /// Jobs and workers in a snapshot (`ClusterSnapshot`).
-const SNAPSHOT_JOBS_MAX: usize = 100;
-const SNAPSHOT_WORKERS_MAX: usize = 1_000;
+pub(crate) const SNAPSHOT_JOBS_MAX: usize = 100;
+pub(crate) const SNAPSHOT_WORKERS_MAX: usize = 1_000;
 /// Sentences in a snapshot: more is no help to anybody.
-const PROBLEMS_MAX: usize = 20;
+pub(crate) const PROBLEMS_MAX: usize = 20;
 /// Two missed heartbeats and a half.
 const SILENT_MS: u64 = 2_500;
 /// Share of groups without gradient above which it is worth a word.
@@ -105,10 +106,11 @@ impl Coordinator {
         }
     }
 
+    /// All runs; those that nobody works on without their figures, when there are too many.
     pub(crate) fn run_summaries(&self) -> Vec<RunSummary> {
         let runs = self.runs.map.iter();
         let step = |run: &RunId| self.registry.head(*run).map_or(0, |version| version.step);
-        runs.map(|(id, run)| run.summary(step(id))).collect()
+        fit::runs(runs.map(|(id, run)| run.summary(step(id))).collect())
     }
 
     fn worker_summary(&self, id: volley_protocol::WorkerId, now: Millis) -> WorkerSummary {
@@ -157,7 +159,7 @@ impl Coordinator {
         self.problems_of_workers(now, &mut problems);
         self.problems_of_jobs(&mut problems);
         problems.truncate(PROBLEMS_MAX);
-        problems
+        problems.into_iter().map(sentence).collect()
     }
 
     fn problems_of_runs(&self, now: Millis, problems: &mut Vec<String>) {

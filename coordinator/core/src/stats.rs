@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use volley_protocol::snapshot::Notice;
 
+use crate::fit::sentence;
 use crate::input::Millis;
 
 /// Rates are means over this many seconds.
@@ -87,6 +88,7 @@ impl Stats {
 
     /// Keeps a notice, dropping the oldest.
     pub(crate) fn notice(&mut self, at_ms: u64, text: String) {
+        let text = sentence(text);
         self.notices.push_back(Notice { at_ms, text });
         if self.notices.len() > NOTICES_MAX {
             self.notices.pop_front();

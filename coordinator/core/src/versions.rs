@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use volley_protocol::adapter::AdapterEntry;
 use volley_protocol::learner::ToLearner;
+use volley_protocol::limits::BATCH_ENTRIES_MAX;
 use volley_protocol::worker::ToWorker;
 use volley_protocol::{AdapterVersion, Digest, ErrorCode, Fault, RunId};
 
@@ -81,13 +82,12 @@ impl Coordinator {
                 digests.push(version.digest);
             }
         }
-        if digests.is_empty() {
-            return;
+        for digests in digests.chunks(BATCH_ENTRIES_MAX) {
+            self.say_learner(run, ToLearner::Collect(digests.to_vec()), true, out);
+            let has_one = |live: &BTreeSet<Digest>| digests.iter().any(|d| live.contains(d));
+            let message = ToWorker::Retire(digests.to_vec());
+            self.say_workers(&message, |worker| has_one(&worker.live), out);
         }
-        self.say_learner(run, ToLearner::Collect(digests.clone()), true, out);
-        let has_one = |live: &BTreeSet<Digest>| digests.iter().any(|digest| live.contains(digest));
-        let message = ToWorker::Retire(digests.clone());
-        self.say_workers(&message, |worker| has_one(&worker.live), out);
         for (_, worker) in self.roster.iter_mut() {
             worker.live.retain(|digest| !digests.contains(digest));
         }

@@ -92,7 +92,7 @@ impl Coordinator {
                 retryable,
             } => {
                 if self.drop_lease(id, attempt).is_some() {
-                    self.attempt_ended(attempt, Ending::of_fault(fault, retryable), out);
+                    self.attempt_ended(attempt, Ending::of_fault(fault.cut(), retryable), out);
                 }
             }
             FromWorker::Live { version } => self.worker_live(id, &version, out),

@@ -1,10 +1,8 @@
 //! The versions of the run: one chain by parent digest.
 
 use volley_protocol::adapter::{AdapterEntry, AdapterVersion};
+use volley_protocol::limits::REGISTER_VERSIONS_MAX;
 use volley_protocol::{Digest, ErrorCode, Fault, RunId};
-
-/// Versions named in a `Register`, newest last: 100 bytes each, well inside a control frame.
-const REGISTER_VERSIONS_MAX: usize = 4096;
 
 /// Every version whose bytes are on the disk, oldest first. Never empty.
 #[derive(Debug)]

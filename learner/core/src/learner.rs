@@ -6,7 +6,7 @@ use volley_protocol::run::RunState;
 use volley_protocol::{Digest, ErrorCode, Fault};
 
 use crate::chain::Chain;
-use crate::config::{Config, Restored};
+use crate::config::{Config, Restored, WINDOW_ROLLOUTS_MAX};
 use crate::counters::Counters;
 use crate::deliveries::Deliveries;
 use crate::effect::Effect;
@@ -17,7 +17,10 @@ use crate::receipts::Receipts;
 use crate::restore::settled_by;
 
 /// Ranges of one `Reconcile`: 16 bytes each, three quarters of a control frame.
-const RECONCILE_RANGES_MAX: usize = 48 << 10;
+pub(crate) const RECONCILE_RANGES_MAX: usize = 48 << 10;
+// Below the first open rollout one range tells everything; above it is the window, in which each
+// rollout is a range of its own at worst.
+const _: () = assert!(WINDOW_ROLLOUTS_MAX < RECONCILE_RANGES_MAX as u64);
 
 /// The learner.
 ///

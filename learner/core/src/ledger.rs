@@ -151,7 +151,12 @@ impl Ledger {
 
 #[cfg(test)]
 mod tests {
+    use volley_protocol::learner::FromLearner;
+    use volley_protocol::limits::CONTROL_FRAME_BYTES_MAX;
+    use volley_protocol::{JobId, codec};
+
     use super::*;
+    use crate::learner::RECONCILE_RANGES_MAX;
 
     #[test]
     fn a_decision_holds_once_it_is_synced() {
@@ -164,6 +169,23 @@ mod tests {
         assert!(!ledger.is_synced());
         assert_eq!(ledger.synced(9), [(4, Verdict::Failed)]);
         ledger.check();
+    }
+
+    #[test]
+    fn the_most_ranges_fit_a_frame() {
+        let ranges: Ranges = (0..RECONCILE_RANGES_MAX as u64)
+            .map(|at| (2 * at, 2 * at + 1))
+            .collect();
+        for (accepted, failed) in [(ranges.clone(), Vec::new()), (Vec::new(), ranges)] {
+            let job = JobId(1);
+            let message = FromLearner::Reconcile {
+                job,
+                accepted,
+                failed,
+            };
+            let bytes = codec::encode(&message).len();
+            assert!(bytes <= CONTROL_FRAME_BYTES_MAX, "{bytes}");
+        }
     }
 
     #[test]

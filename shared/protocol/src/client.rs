@@ -129,7 +129,8 @@ pub enum ReplyBody {
     Runs(Vec<RunSummary>),
     /// Progress of a run.
     Progress {
-        /// Reports, oldest first; at most 200.
+        /// Reports, oldest first; at most 200, and as many as
+        /// [`crate::limits::PAGED_REPLY_BYTES_MAX`] holds.
         reports: Vec<StepReport>,
         /// Where the run stands.
         state: RunState,

@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::limits::MESSAGE_BYTES_MAX;
+
 macro_rules! error_codes {
     ($($(#[$doc:meta])* $variant:ident = $name:literal, $exit:literal;)*) => {
         /// Why something did not happen. Append only: the number on the wire is the position.
@@ -168,6 +170,22 @@ impl Fault {
         self.hint = hint.into();
         self
     }
+
+    /// The same fault with texts of at most `max` bytes each: what a peer wrote may be long, and
+    /// has to fit wherever it is passed on.
+    #[must_use]
+    pub fn cut_to(mut self, max: usize) -> Self {
+        for text in [&mut self.message, &mut self.hint] {
+            text.truncate(text.floor_char_boundary(max));
+        }
+        self
+    }
+
+    /// The same fault within [`MESSAGE_BYTES_MAX`].
+    #[must_use]
+    pub fn cut(self) -> Self {
+        self.cut_to(MESSAGE_BYTES_MAX)
+    }
 }
 
 impl fmt::Display for Fault {
@@ -186,6 +204,14 @@ impl std::error::Error for Fault {}
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn long_texts_are_cut_at_a_character() {
+        let fault = Fault::new(ErrorCode::Internal, "é".repeat(MESSAGE_BYTES_MAX)).with_hint("a");
+        let cut = fault.clone().cut();
+        assert_eq!(cut.message.len(), MESSAGE_BYTES_MAX);
+        assert_eq!((cut.cut_to(3).message.as_str(), &*fault.hint), ("é", "a"));
+    }
 
     #[test]
     fn names_are_unique_and_found_again() {

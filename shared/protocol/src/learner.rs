@@ -53,7 +53,8 @@ pub enum FromLearner {
         info: RunInfo,
         /// Where workers deliver and fetch.
         sink: SocketAddr,
-        /// Every version whose bytes it has, oldest first; the last one is the head.
+        /// Every version whose bytes it has, oldest first; the last one is the head. At most
+        /// [`crate::limits::REGISTER_VERSIONS_MAX`].
         versions: Vec<AdapterEntry>,
         /// Where the run stands.
         state: RunState,

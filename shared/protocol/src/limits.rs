@@ -17,6 +17,17 @@ pub const TRAJECTORY_BATCH_BYTES_MAX: usize = 4 << 20;
 /// Bytes of results in one page to a client: leaves room for the rest of the frame.
 pub const RESULT_PAGE_BYTES_MAX: usize = 900 << 10;
 
+/// Bytes of entries in an answer that is made of as many as fit (`ReplyBody::Progress`): leaves
+/// room for the rest of the frame, also for the longest fault of a run's state.
+pub const PAGED_REPLY_BYTES_MAX: usize = 900 << 10;
+
+/// Metrics in a step's report: as many as one environment may have.
+pub const REPORT_METRICS_MAX: usize = 64;
+
+/// Versions that a learner names in its `Register`, the newest: 100 bytes each. A run that keeps
+/// more of them would lose the oldest whenever its learner comes back.
+pub const REGISTER_VERSIONS_MAX: usize = 4096;
+
 /// One adapter. Rank 256 on every linear of an 8-billion model is about 1.4 GB in bf16.
 pub const ADAPTER_BYTES_MAX: usize = 2 << 30;
 
@@ -60,5 +71,6 @@ pub const REATTACH_GRACE_MS: u64 = 10_000;
 /// Text fields: names.
 pub const NAME_BYTES_MAX: usize = 64;
 
-/// Text fields: messages of faults. Longer ones are cut by their writer.
+/// Text fields: messages and hints of faults. Longer ones are cut by their writer, and by whoever
+/// keeps or passes on what a peer wrote.
 pub const MESSAGE_BYTES_MAX: usize = 4096;

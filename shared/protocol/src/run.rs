@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
-use crate::fault::Fault;
+use crate::fault::{ErrorCode, Fault};
 use crate::ids::RunId;
+use crate::limits::{MESSAGE_BYTES_MAX, NAME_BYTES_MAX, REPORT_METRICS_MAX};
 
 /// What a run is, constant over its life.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +28,20 @@ pub struct RunInfo {
     pub retain_versions: u32,
 }
 
+impl RunInfo {
+    /// Checks the texts that a peer could have made long.
+    ///
+    /// # Errors
+    /// `INVALID_REQUEST`.
+    pub fn validate(&self) -> Result<(), Fault> {
+        if self.name.len() <= NAME_BYTES_MAX && self.environment.len() <= NAME_BYTES_MAX {
+            return Ok(());
+        }
+        let message = format!("names of a run have at most {NAME_BYTES_MAX} bytes");
+        Err(Fault::new(ErrorCode::InvalidRequest, message))
+    }
+}
+
 /// Where a run stands.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RunState {
@@ -38,6 +53,23 @@ pub enum RunState {
     Stopped,
     /// Stopped by an error; the last good version stays live.
     Failed(Fault),
+}
+
+impl RunState {
+    /// The same state with texts of at most `max` bytes.
+    #[must_use]
+    pub fn cut_to(self, max: usize) -> Self {
+        match self {
+            Self::Failed(fault) => Self::Failed(fault.cut_to(max)),
+            other => other,
+        }
+    }
+
+    /// The same state with texts that fit wherever it is passed on.
+    #[must_use]
+    pub fn cut(self) -> Self {
+        self.cut_to(MESSAGE_BYTES_MAX)
+    }
 }
 
 /// One optimiser step, for people and `metrics.jsonl`. Times are wall-clock.
@@ -99,6 +131,20 @@ pub struct StepReport {
     pub publish_ms: u64,
     /// Since the run began, time without training excluded.
     pub train_ms_total: u64,
+}
+
+impl StepReport {
+    /// The same report with no more metrics than [`REPORT_METRICS_MAX`], the first by name, and
+    /// none with an overlong name. Each episode has at most as many, but the episodes of a batch
+    /// may have different ones.
+    #[must_use]
+    pub fn cut(mut self) -> Self {
+        self.metrics.retain(|name, _| name.len() <= NAME_BYTES_MAX);
+        while self.metrics.len() > REPORT_METRICS_MAX {
+            self.metrics.pop_last();
+        }
+        self
+    }
 }
 
 /// A run as the coordinator sees it.

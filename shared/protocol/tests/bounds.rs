@@ -3,16 +3,19 @@
 
 use std::net::{SocketAddr, SocketAddrV6};
 
+use volley_protocol::adapter::AdapterEntry;
 use volley_protocol::client::{ClientReply, ReplyBody, ResultPage};
 use volley_protocol::codec::{self, Blob};
 use volley_protocol::ids::{AttemptId, Epoch, JobId, RolloutId, RunId};
 use volley_protocol::learner::{FromLearner, ReceiptEntry, Verdict};
 use volley_protocol::limits::{
-    BATCH_ENTRIES_MAX, CONTROL_FRAME_BYTES_MAX, RESULT_PAGE_BYTES_MAX, TRAJECTORY_BATCH_BYTES_MAX,
+    BATCH_ENTRIES_MAX, CONTROL_FRAME_BYTES_MAX, MESSAGE_BYTES_MAX, NAME_BYTES_MAX,
+    REGISTER_VERSIONS_MAX, RESULT_PAGE_BYTES_MAX, TRAJECTORY_BATCH_BYTES_MAX,
     TRAJECTORY_HEADER_BYTES_MAX, TRAJECTORY_TOKENS_MAX,
 };
+use volley_protocol::run::{RunInfo, RunState};
 use volley_protocol::worker::{Lease, LeasePolicy, SinkAddr, ToWorker};
-use volley_protocol::{AdapterVersion, Digest};
+use volley_protocol::{AdapterVersion, Digest, ErrorCode, Fault};
 
 /// A length in front of a text, a list or a blob.
 const LEN_BYTES: usize = 8;
@@ -78,6 +81,40 @@ fn the_longest_receipt_fits_a_frame() {
     let message = FromLearner::Receipt {
         seq: 1,
         entries: vec![entry; BATCH_ENTRIES_MAX],
+    };
+    let bytes = codec::encode(&message);
+    assert!(bytes.len() <= CONTROL_FRAME_BYTES_MAX, "{}", bytes.len());
+    assert!(codec::decode::<FromLearner>(&bytes).is_ok_and(|back| back == message));
+}
+
+#[test]
+fn the_longest_register_of_a_learner_fits_a_frame() {
+    let version = AdapterVersion {
+        run: RunId(1),
+        lineage: 1,
+        step: 1,
+        digest: Digest::default(),
+    };
+    let entry = AdapterEntry {
+        version,
+        parent: Digest::default(),
+        bytes: 1,
+    };
+    let long = || "x".repeat(2 * MESSAGE_BYTES_MAX);
+    let fault = Fault::new(ErrorCode::Internal, long()).with_hint(long());
+    let message = FromLearner::Register {
+        info: RunInfo {
+            run: RunId(1),
+            name: "n".repeat(NAME_BYTES_MAX),
+            environment: "e".repeat(NAME_BYTES_MAX),
+            base: Digest::default(),
+            steps_total: 1,
+            rank: 1,
+            retain_versions: 1,
+        },
+        sink: ADDR,
+        versions: vec![entry; REGISTER_VERSIONS_MAX],
+        state: RunState::Failed(fault).cut(),
     };
     let bytes = codec::encode(&message);
     assert!(bytes.len() <= CONTROL_FRAME_BYTES_MAX, "{}", bytes.len());

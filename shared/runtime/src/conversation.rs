@@ -12,6 +12,12 @@ use volley_protocol::version::Hello;
 
 use crate::greeting::{Greeted, close_with, greet, link_fault};
 
+// What the protocol lets its writers make is what the link lets pass; this crate knows both.
+const _: () = assert!(
+    volley_link::limits::CONTROL_FRAME_BYTES_MAX
+        == volley_protocol::limits::CONTROL_FRAME_BYTES_MAX
+);
+
 /// Messages of one session that may wait in a driver's mailbox. Mailboxes themselves have no
 /// bound; this is it. Further messages stay in the peer's stream, which flow control stops.
 pub const MAILBOX_SHARE: usize = 256;

@@ -3,12 +3,19 @@
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 
-use volley_protocol::limits::{GROUP_SIZE_MAX, JOB_ROLLOUTS_MAX, NAME_BYTES_MAX};
+use volley_protocol::limits::{
+    GROUP_SIZE_MAX, JOB_ROLLOUTS_MAX, NAME_BYTES_MAX, REGISTER_VERSIONS_MAX,
+};
 
 use super::{LossName, Recipe, Schedule};
 
 /// Rollouts that may be open at once: their ranges must fit one `Reconcile` of the learner.
 const WINDOW_ROLLOUTS_MAX: u64 = 1 << 15;
+
+/// Versions that a run may keep: with some that are pinned or not deleted yet, a learner that
+/// comes back can still name all of them (`REGISTER_VERSIONS_MAX`).
+const RETAIN_VERSIONS_MAX: u32 = 4_000;
+const _: () = assert!((RETAIN_VERSIONS_MAX as usize) < REGISTER_VERSIONS_MAX);
 
 /// Steps of a run; bounds arithmetic, not ambition.
 const STEPS_MAX: u64 = 1_000_000;
@@ -115,7 +122,11 @@ fn batches(recipe: &Recipe) -> Result<(), Violation> {
         train.checkpoint_every,
         1..=STEPS_MAX,
     )?;
-    within("train.retain_versions", train.retain_versions, 1..=10_000)
+    within(
+        "train.retain_versions",
+        train.retain_versions,
+        1..=RETAIN_VERSIONS_MAX,
+    )
 }
 
 fn loss(recipe: &Recipe) -> Result<(), Violation> {
