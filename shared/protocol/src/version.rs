@@ -30,6 +30,17 @@ pub struct Hello {
     pub pid: u32,
 }
 
+impl Hello {
+    /// The version in a payload that says hello, whatever follows it: a peer of another version
+    /// is told so, though its hello may be longer than ours.
+    #[must_use]
+    pub fn version_in(payload: &[u8]) -> Option<u16> {
+        payload
+            .first_chunk()
+            .map(|bytes| u16::from_le_bytes(*bytes))
+    }
+}
+
 /// The listener's answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Welcome {
@@ -77,5 +88,9 @@ mod tests {
         ];
         assert_eq!(codec::encode(&hello), golden);
         assert_eq!(codec::decode::<Hello>(&golden).expect("golden"), hello);
+        let of_tomorrow = [&[2, 1], &golden[2..], &[9]].concat();
+        assert_eq!(Hello::version_in(&golden), Some(1));
+        assert_eq!(Hello::version_in(&of_tomorrow), Some(0x0102));
+        assert_eq!(Hello::version_in(&[1]), None);
     }
 }

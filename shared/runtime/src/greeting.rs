@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tokio::time::timeout;
-use volley_link::{Connected, LinkError, close_code};
+use volley_link::{Connected, Frame, LinkError, close_code};
 use volley_protocol::codec::{self, Message};
 use volley_protocol::fault::{ErrorCode, Fault};
 use volley_protocol::ids::{Epoch, PeerId};
@@ -35,7 +35,8 @@ pub async fn greet(connected: &mut Connected, hello: &Hello) -> Result<Greeted, 
         .send(Hello::KIND as u8, &payload)
         .await
         .map_err(|error| link_fault(&error))?;
-    match first_frame(connected).await? {
+    let frame = first_frame(connected).await?;
+    match decode(connected, &frame)? {
         Welcome::Accepted { protocol, .. } if protocol != PROTOCOL_VERSION => {
             Err(unsupported(protocol))
         }
@@ -58,11 +59,17 @@ pub async fn greet(connected: &mut Connected, hello: &Hello) -> Result<Greeted, 
 /// # Errors
 /// `UNSUPPORTED_PROTOCOL`, `DECODE_ERROR`, or what became of the session. The peer has been told.
 pub async fn hear(connected: &mut Connected) -> Result<Hello, Fault> {
-    let heard = first_frame::<Hello>(connected).await;
-    let verdict = heard.and_then(|hello| {
-        if hello.protocol != PROTOCOL_VERSION {
-            Err(unsupported(hello.protocol))
-        } else if hello.name.len() > NAME_BYTES_MAX {
+    let heard = first_frame(connected).await;
+    let verdict = heard.and_then(|frame| {
+        // Before anything else: what follows may have another layout in another version.
+        if frame.kind == Hello::KIND as u8
+            && let Some(version) = Hello::version_in(&frame.payload)
+            && version != PROTOCOL_VERSION
+        {
+            return Err(unsupported(version));
+        }
+        let hello: Hello = decode(connected, &frame)?;
+        if hello.name.len() > NAME_BYTES_MAX {
             let message = format!("a peer's name has at most {NAME_BYTES_MAX} bytes");
             Err(Fault::new(ErrorCode::InvalidName, message))
         } else {
@@ -122,13 +129,17 @@ pub fn link_fault(error: &LinkError) -> Fault {
     Fault::new(code, error.to_string())
 }
 
-async fn first_frame<M: Message>(connected: &mut Connected) -> Result<M, Fault> {
+async fn first_frame(connected: &mut Connected) -> Result<Frame, Fault> {
     let peer = connected.session.remote_addr();
-    let frame = timeout(GREETING_DEADLINE, connected.receiver.recv())
+    timeout(GREETING_DEADLINE, connected.receiver.recv())
         .await
         .map_err(|_| Fault::new(ErrorCode::PeerLost, format!("{peer} did not say who it is")))?
         .map_err(|error| link_fault(&error))?
-        .ok_or_else(|| Fault::new(ErrorCode::PeerLost, format!("{peer} left at once")))?;
+        .ok_or_else(|| Fault::new(ErrorCode::PeerLost, format!("{peer} left at once")))
+}
+
+fn decode<M: Message>(connected: &Connected, frame: &Frame) -> Result<M, Fault> {
+    let peer = connected.session.remote_addr();
     codec::decode_frame(frame.kind, &frame.payload)
         .map_err(|error| Fault::new(ErrorCode::DecodeError, format!("{peer}: {error}")))
 }
@@ -189,5 +200,24 @@ mod tests {
             greeted.expect_err("refused").code,
             ErrorCode::UnsupportedProtocol
         );
+    }
+
+    #[tokio::test]
+    async fn a_longer_hello_of_another_version_is_refused_for_its_version() {
+        for (protocol, due) in [
+            (PROTOCOL_VERSION + 1, ErrorCode::UnsupportedProtocol),
+            (PROTOCOL_VERSION, ErrorCode::DecodeError),
+        ] {
+            let (mut dialler, mut listener) = pair();
+            let mut longer = codec::encode(&hello(protocol));
+            longer.extend_from_slice(b"a field of tomorrow");
+            let sent = dialler.sender.send(Hello::KIND as u8, &longer).await;
+            sent.expect("sent");
+            assert_eq!(hear(&mut listener).await.expect_err("refused").code, due);
+            let answer = dialler.receiver.recv().await.expect("open");
+            let answer = answer.expect("an answer");
+            let welcome: Welcome = codec::decode(&answer.payload).expect("a refusal");
+            assert!(matches!(welcome, Welcome::Refused(fault) if fault.code == due));
+        }
     }
 }
