@@ -1,7 +1,9 @@
 //! Environments that break: every rollout ends with its code, and the cluster goes on.
 
-use crate::cluster::{Cluster, assert_each_once};
+use crate::cluster::{Cluster, address, assert_each_once};
 use crate::home::Home;
+use crate::process::until;
+use crate::recipe::Recipe;
 
 #[test]
 fn broken_environments_end_with_their_codes() {
@@ -41,4 +43,29 @@ fn an_unknown_environment_is_told_at_once() {
     let map = cluster.ask(&option);
     assert_ne!(map.status, Some(0), "{}", map.err);
     cluster.still_serves();
+}
+
+#[test]
+fn an_evaluation_that_failed_is_played_again_when_the_run_is_resumed() {
+    let home = Home::new();
+    let text = Recipe::TINY.text().replace("routing", "faulty");
+    let options = "[environment_options]\nmode = \"error\"\n\n[train]";
+    home.write("recipe.toml", text.replace("[train]", options));
+    let begun = home.run(&["train", "recipe.toml", "--run-dir", "run"]);
+    assert!(begun.with(1).err.contains("ENV_FAILED"));
+    let resumed = home.run(&["train", "--resume", "--run-dir", "run"]);
+    assert!(resumed.with(1).err.contains("ENV_FAILED"));
+
+    let data_dir = home.path("run/coordinator").display().to_string();
+    let _coordinator = home.start(&["coordinator", "--data-dir", &data_dir, "--max-workers=0"]);
+    let jobs = until("the run's coordinator answers", || {
+        let address = address(data_dir.as_ref())?;
+        let list = home.run(&["job", "list", "--json", "--addr", &address]);
+        (list.status == Some(0)).then(|| list.objects())
+    });
+    let jobs = jobs[0]["jobs"].as_array().expect("a list of jobs").clone();
+    for name in ["evaluate greedy at step 0", "evaluate sampled at step 0"] {
+        let tries = jobs.iter().filter(|job| job["name"] == name).count();
+        assert_eq!(tries, 2, "{name}: {jobs:?}");
+    }
 }
