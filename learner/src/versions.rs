@@ -7,7 +7,7 @@
 //!
 //! One file serves people (`PeftModel.from_pretrained`) and workers (the very bytes that travel).
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -35,8 +35,20 @@ struct Inner {
 
 #[derive(Debug, Default)]
 struct State {
-    steps: BTreeMap<Digest, u64>,
+    /// Steps that have the adapter of that name: several when a step had no gradient.
+    steps: BTreeMap<Digest, BTreeSet<u64>>,
     recent: VecDeque<(Digest, Arc<Vec<u8>>)>,
+}
+
+impl State {
+    /// A step's directory holds the adapter of this name.
+    fn note(&mut self, step: u64, digest: Digest) {
+        self.steps.retain(|_, steps| {
+            steps.remove(&step);
+            !steps.is_empty()
+        });
+        self.steps.entry(digest).or_default().insert(step);
+    }
 }
 
 impl Versions {
@@ -53,17 +65,15 @@ impl Versions {
                 fs::remove_dir_all(&path).map_err(|error| io_fault(&path, &error))?;
             }
         }
-        let steps = known
-            .iter()
-            .filter(|(step, _)| step_directory(directory, *step).exists());
-        let steps = steps.map(|(step, digest)| (*digest, *step)).collect();
-        let state = Mutex::new(State {
-            steps,
-            recent: VecDeque::new(),
-        });
+        let mut state = State::default();
+        for (step, digest) in known {
+            if step_directory(directory, *step).exists() {
+                state.note(*step, *digest);
+            }
+        }
         Ok(Self(Arc::new(Inner {
             directory: directory.to_owned(),
-            state,
+            state: Mutex::new(state),
         })))
     }
 
@@ -101,7 +111,7 @@ impl Versions {
             .map_err(io)?;
 
         let mut state = self.lock();
-        state.steps.insert(digest, step);
+        state.note(step, digest);
         state.recent.push_back((digest, Arc::new(bytes)));
         while state.recent.len() > RECENT_MAX {
             state.recent.pop_front();
@@ -116,7 +126,8 @@ impl Versions {
             if let Some((_, bytes)) = state.recent.iter().find(|(recent, _)| *recent == digest) {
                 return Some(Arc::clone(bytes));
             }
-            *state.steps.get(&digest)?
+            // Their bytes are equal.
+            *state.steps.get(&digest)?.last()?
         };
         let path = step_directory(&self.0.directory, step).join(WEIGHTS);
         let read = tokio::task::spawn_blocking(move || fs::read(path))
@@ -137,7 +148,7 @@ impl Versions {
         let mut state = self.lock();
         for digest in digests {
             state.recent.retain(|(recent, _)| recent != digest);
-            if let Some(step) = state.steps.remove(digest) {
+            for step in state.steps.remove(digest).unwrap_or_default() {
                 let path = step_directory(&self.0.directory, step);
                 if let Err(error) = fs::remove_dir_all(&path) {
                     tracing::warn!(path = %path.display(), %error, "an adapter is not deleted");
@@ -161,4 +172,46 @@ fn io_fault(path: &Path, error: &std::io::Error) -> Fault {
         ErrorCode::StoreFailed,
         format!("{}: {error}", path.display()),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A directory of versions whose weights are these.
+    fn directory(steps: &[(u64, &[u8])]) -> (tempfile::TempDir, Vec<(u64, Digest)>) {
+        let directory = tempfile::tempdir().expect("directory");
+        for (step, bytes) in steps {
+            let path = step_directory(directory.path(), *step);
+            fs::create_dir(&path).expect("a new directory");
+            fs::write(path.join(WEIGHTS), bytes).expect("written");
+        }
+        let known = steps.iter().map(|(step, b)| (*step, Digest::of(b)));
+        (directory, known.collect())
+    }
+
+    #[tokio::test]
+    async fn steps_with_equal_bytes_share_a_name_and_go_together() {
+        let (directory, known) = directory(&[(1, b"a"), (2, b"a"), (3, b"b")]);
+        let versions = Versions::open(directory.path(), &known).expect("open");
+        let (twice, once) = (Digest::of(b"a"), Digest::of(b"b"));
+        let bytes = versions.bytes(twice).await.expect("there");
+        assert_eq!(*bytes, b"a");
+        versions.delete(&[twice]);
+        assert!(versions.bytes(twice).await.is_none());
+        assert_eq!(
+            [1, 2, 3].map(|step| versions.size(step)),
+            [None, None, Some(1)]
+        );
+        assert!(versions.bytes(once).await.is_some());
+    }
+
+    #[test]
+    fn a_step_made_again_leaves_its_former_name() {
+        let mut state = State::default();
+        state.note(1, Digest::of(b"a"));
+        state.note(1, Digest::of(b"b"));
+        assert_eq!(state.steps.len(), 1);
+        assert!(state.steps[&Digest::of(b"b")].contains(&1));
+    }
 }
