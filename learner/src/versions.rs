@@ -23,6 +23,9 @@ const RECENT_MAX: usize = 3;
 /// The file whose digest names the version.
 const WEIGHTS: &str = "adapter_model.safetensors";
 
+/// What a directory's name ends with until it is whole.
+const UNFINISHED: &str = ".new";
+
 /// A handle to the adapters; cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Versions(Arc<Inner>);
@@ -52,16 +55,18 @@ impl State {
 }
 
 impl Versions {
-    /// The adapters in `directory`, of which these are expected. Others are left-overs of a step
-    /// that was never recorded, and go.
+    /// The adapters in `directory`, of which these are expected. Other steps are left-overs of one
+    /// that was never recorded, and go; what has another name was put there by somebody else.
     pub(crate) fn open(directory: &Path, known: &[(u64, Digest)]) -> Result<Self, Fault> {
         fs::create_dir_all(directory).map_err(|error| io_fault(directory, &error))?;
         for entry in fs::read_dir(directory).map_err(|error| io_fault(directory, &error))? {
-            let path = entry.map_err(|error| io_fault(directory, &error))?.path();
-            if !known
+            let entry = entry.map_err(|error| io_fault(directory, &error))?;
+            let path = entry.path();
+            let is_known = known
                 .iter()
-                .any(|(step, _)| path == step_directory(directory, *step))
-            {
+                .any(|(step, _)| path == step_directory(directory, *step));
+            if !is_known && is_ours(&entry) {
+                tracing::info!(path = %path.display(), "a step that was not recorded is removed");
                 fs::remove_dir_all(&path).map_err(|error| io_fault(&path, &error))?;
             }
         }
@@ -87,7 +92,7 @@ impl Versions {
     ) -> Result<(), Fault> {
         let digest = Digest::of(&bytes);
         let directory = step_directory(&self.0.directory, step);
-        let fresh = directory.with_extension("new");
+        let fresh = self.0.directory.join(step_name(step) + UNFINISHED);
         let io = |error: std::io::Error| io_fault(&fresh, &error);
         if fresh.exists() {
             fs::remove_dir_all(&fresh).map_err(io)?;
@@ -163,8 +168,24 @@ impl Versions {
     }
 }
 
+/// Is it a directory that a learner makes: a step's, or one that was not finished?
+fn is_ours(entry: &fs::DirEntry) -> bool {
+    let name = entry.file_name();
+    let step = name.to_str().and_then(|name| {
+        let name = name.strip_suffix(UNFINISHED).unwrap_or(name);
+        let step = name.strip_prefix("step-")?.parse().ok()?;
+        (name == step_name(step)).then_some(step)
+    });
+    // A link is not followed: its target is somebody else's.
+    step.is_some() && entry.file_type().is_ok_and(|kind| kind.is_dir())
+}
+
+fn step_name(step: u64) -> String {
+    format!("step-{step:06}")
+}
+
 fn step_directory(directory: &Path, step: u64) -> PathBuf {
-    directory.join(format!("step-{step:06}"))
+    directory.join(step_name(step))
 }
 
 fn io_fault(path: &Path, error: &std::io::Error) -> Fault {
@@ -204,6 +225,30 @@ mod tests {
             [None, None, Some(1)]
         );
         assert!(versions.bytes(once).await.is_some());
+    }
+
+    #[test]
+    fn only_left_overs_of_steps_are_removed() {
+        let (directory, known) = directory(&[(1, b"a"), (2, b"b")]);
+        let path = |name: &str| directory.path().join(name);
+        let strange = [
+            "step-000003.bak",
+            "step-12",
+            "step-000004x",
+            "best",
+            "step-+00005",
+        ];
+        let ours = ["step-000003", "step-000004.new", "step-1000000"];
+        for name in strange.iter().chain(&ours) {
+            fs::create_dir(path(name)).expect("a new directory");
+        }
+        fs::write(path("step-000009"), "a file").expect("written");
+        std::os::unix::fs::symlink(path("best"), path("step-000008")).expect("a link");
+        Versions::open(directory.path(), &known[..1]).expect("open");
+        assert!(strange.iter().all(|name| path(name).exists()));
+        assert!(path("step-000009").exists() && path("step-000008").exists());
+        assert!(!ours.iter().any(|name| path(name).exists()));
+        assert!(path("step-000001").exists() && !path("step-000002").exists());
     }
 
     #[test]
