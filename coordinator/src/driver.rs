@@ -12,6 +12,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use volley_coordinator_core::{Coordinator, Effect, Input, Millis, Record, SessionId};
 use volley_link::Role;
 use volley_protocol::Fault;
+use volley_protocol::worker::ToWorker;
 use volley_runtime::mailbox::Mailbox;
 
 use crate::committer::{Commit, Committer};
@@ -26,6 +27,11 @@ const TICK: Duration = Duration::from_millis(50);
 
 /// Records appended since the last compaction that make another one worth its write.
 const COMPACT_AFTER_RECORDS: usize = 200_000;
+
+/// A coordinator that was told to end waits this long for its workers: time for a usual episode to
+/// end and for its result to be synced. What is not delivered by then is played again in the next
+/// life. Well below the 30 s after which a launcher ends the coordinator itself.
+const WORKERS_LEAVE_WITHIN: Duration = Duration::from_secs(3);
 
 /// What the driver is told.
 #[derive(Debug)]
@@ -42,7 +48,7 @@ pub(crate) enum DriverMessage {
     Tick,
     /// Store or relay cannot be trusted any more: no word after this.
     StoreFailed(Fault),
-    /// Tell workers to finish and leave.
+    /// Tell workers to finish and deliver, then leave.
     Shutdown,
 }
 
@@ -68,6 +74,8 @@ pub(crate) struct DriverState {
     relay: Relay,
     provisioner: Box<dyn Provisioner>,
     sessions: BTreeMap<ActorId, (SessionId, Role)>,
+    /// It was told to end, and does so at the latest then.
+    leave_by: Option<Instant>,
     records_since_compaction: usize,
     on_exit: Option<tokio::sync::oneshot::Sender<Result<(), Fault>>>,
 }
@@ -96,6 +104,7 @@ impl Actor for Driver {
             relay: arguments.relay,
             provisioner: arguments.provisioner,
             sessions: BTreeMap::new(),
+            leave_by: None,
             records_since_compaction: COMPACT_AFTER_RECORDS,
             on_exit: Some(arguments.on_exit),
         };
@@ -119,6 +128,7 @@ impl Actor for Driver {
             DriverMessage::Tick => {
                 state.apply(Input::Tick);
                 state.compact_if_due();
+                state.leave_if_done(&myself);
             }
             DriverMessage::StoreFailed(fault) => {
                 state.outbound.close_all(&fault.to_string());
@@ -126,8 +136,9 @@ impl Actor for Driver {
             }
             DriverMessage::Shutdown => {
                 state.provisioner.shut_down();
-                state.outbound.close_all("the coordinator was told to stop");
-                state.exit(&myself, Ok(()));
+                let leave_by = Instant::now() + WORKERS_LEAVE_WITHIN;
+                state.leave_by.get_or_insert(leave_by);
+                state.leave_if_done(&myself);
             }
         }
         Ok(())
@@ -214,6 +225,11 @@ impl DriverState {
     fn perform(&mut self, effect: Effect, commit: &mut Commit) {
         match effect {
             Effect::Persist(record) => commit.records.extend(to_json(&record)),
+            // What is not leased yet is the next life's; this one waits for what is under way.
+            Effect::ToWorker {
+                message: ToWorker::Lease { .. },
+                ..
+            } if self.leave_by.is_some() => {}
             Effect::ToWorker {
                 session,
                 message,
@@ -265,6 +281,9 @@ impl DriverState {
                     wait_ms,
                 });
             }
+            Effect::StartWorker { .. } if self.leave_by.is_some() => {
+                tracing::debug!("no worker is started any more");
+            }
             Effect::StartWorker { provision } => self.provisioner.start(provision),
             Effect::KillWorker { pid, provision } => self.provisioner.kill(provision, pid),
             Effect::CloseSession { session, fault } => self.outbound.close(session, &fault),
@@ -290,6 +309,22 @@ impl DriverState {
             compaction: true,
             ..Commit::default()
         });
+    }
+
+    /// Ends when it was told to and no worker has anything left to deliver, or takes too long.
+    fn leave_if_done(&mut self, myself: &ActorRef<DriverMessage>) {
+        let Some(leave_by) = self.leave_by else {
+            return;
+        };
+        let running = self.provisioner.running();
+        if running > 0 && Instant::now() < leave_by {
+            return;
+        }
+        if running > 0 {
+            tracing::warn!(running, "workers that are not done yet are ended");
+        }
+        self.outbound.close_all("the coordinator was told to stop");
+        self.exit(myself, Ok(()));
     }
 
     fn exit(&mut self, myself: &ActorRef<DriverMessage>, outcome: Result<(), Fault>) {

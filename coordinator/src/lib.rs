@@ -19,12 +19,13 @@ mod session;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ractor::Actor;
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 use volley_coordinator_core::{Coordinator, CoordinatorConfig, Input, Record};
-use volley_link::{ClusterCa, Endpoint, LinkConfig, LinkRuntime, Listener, Role};
+use volley_link::{ClusterCa, Endpoint, LinkConfig, LinkRuntime, Listener, Role, close_code};
 use volley_protocol::fault::{ErrorCode, Fault};
 use volley_protocol::ids::{Epoch, PeerId};
 use volley_runtime::cluster_file::ClusterFile;
@@ -39,6 +40,9 @@ use crate::driver::{Driver, DriverArguments, DriverMessage};
 use crate::outbound::Outbound;
 use crate::provisioner::ProcessProvisioner;
 use crate::relay::Relay;
+
+/// Peers that are there learn of the end within a round trip; one that is not is not waited for.
+const FAREWELL_WITHIN: Duration = Duration::from_millis(500);
 
 pub use crate::provisioner::{Provisioner, WorkerTemplate};
 pub use volley_coordinator_core::ScalingConfig;
@@ -81,10 +85,6 @@ pub async fn run(options: CoordinatorOptions) -> Result<(), Fault> {
     // Threads and actors know the driver before it exists: what they say until then is kept.
     let mailbox = Mailbox::default();
     let outbound = Outbound::default();
-    let fail = |mailbox: &Mailbox<DriverMessage>| {
-        let mailbox = mailbox.clone();
-        move |fault: Fault| mailbox.cast(DriverMessage::StoreFailed(fault))
-    };
     let committer = Committer::start(Box::new(store), outbound.clone(), fail(&mailbox))
         .map_err(|error| Fault::new(ErrorCode::Internal, format!("committer: {error}")))?;
     let relay = Relay::start(
@@ -117,7 +117,9 @@ pub async fn run(options: CoordinatorOptions) -> Result<(), Fault> {
             )
         })?;
     let peer = PeerId(rand::random());
-    let accepting = tokio::spawn(listen::accept(listener, epoch, peer, driver.clone()));
+    let (stop_accepting, closing) = oneshot::channel::<()>();
+    let accepting = listen::accept(listener, epoch, peer, driver.clone(), closing);
+    let accepting = tokio::spawn(accepting);
 
     let identities = [Role::Client, Role::Monitor].map(|role| directory.identity_path(role));
     let file = ClusterFile::announce(directory.path(), &identities, address, &cluster)?;
@@ -134,9 +136,26 @@ pub async fn run(options: CoordinatorOptions) -> Result<(), Fault> {
             "the coordinator's driver ended without a reason",
         ))
     });
-    accepting.abort();
     file.withdraw();
+    drop(stop_accepting);
+    if let Ok(listener) = accepting.await {
+        say_farewell(&listener).await;
+    }
     outcome
+}
+
+/// Sessions were closed, each with its reason; here their last packets leave.
+async fn say_farewell(listener: &Listener) {
+    let closed = listener.close(close_code::NORMAL, "the coordinator has ended");
+    if timeout(FAREWELL_WITHIN, closed).await.is_err() {
+        tracing::debug!("some peers did not answer the farewell");
+    }
+}
+
+/// A callback that tells the driver that a file cannot be trusted any more.
+fn fail(mailbox: &Mailbox<DriverMessage>) -> impl FnOnce(Fault) + Send + 'static {
+    let mailbox = mailbox.clone();
+    move |fault| mailbox.cast(DriverMessage::StoreFailed(fault))
 }
 
 /// What is there before anything moves.

@@ -1,6 +1,7 @@
 //! Takes in peers: hello, welcome, and a session actor for each.
 
 use ractor::ActorRef;
+use tokio::sync::oneshot;
 use volley_link::{Connected, Listener, Role};
 use volley_protocol::Fault;
 use volley_protocol::fault::ErrorCode;
@@ -10,14 +11,22 @@ use volley_runtime::greeting::{close_with, hear, welcome};
 use crate::driver::DriverMessage;
 use crate::session::NewSession;
 
-/// Accepts until the listener is closed.
+/// Accepts until the listener is closed, or `closing` resolves; gives the listener back.
 pub(crate) async fn accept(
     mut listener: Listener,
     epoch: Epoch,
     peer: PeerId,
     driver: ActorRef<DriverMessage>,
-) {
-    while let Some(connected) = listener.accept().await {
+    mut closing: oneshot::Receiver<()>,
+) -> Listener {
+    loop {
+        let connected = tokio::select! {
+            connected = listener.accept() => connected,
+            _ = &mut closing => return listener,
+        };
+        let Some(connected) = connected else {
+            return listener;
+        };
         let driver = driver.clone();
         // Hellos have a deadline; a slow peer must not hold up the next one.
         tokio::spawn(async move {

@@ -18,8 +18,10 @@ pub trait Provisioner: Send {
     fn start(&mut self, provision: u64);
     /// Ends a worker that did not end by itself.
     fn kill(&mut self, provision: u64, pid: u32);
-    /// Ends all of them: the coordinator is leaving for good.
+    /// Asks all of them to finish, deliver and end: the coordinator is leaving for good.
     fn shut_down(&mut self);
+    /// Workers that have not ended.
+    fn running(&self) -> usize;
 }
 
 /// What a worker process is started with, besides who it is.
@@ -149,6 +151,10 @@ impl Provisioner for ProcessProvisioner {
             // A watcher that is gone has reported the end.
             let _ = order.send(Order::Leave);
         }
+    }
+
+    fn running(&self) -> usize {
+        lock(&self.orders).len()
     }
 }
 

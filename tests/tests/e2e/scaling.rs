@@ -1,6 +1,8 @@
 //! Work wakes workers; without work there are none.
 
-use crate::cluster::Cluster;
+use rustix::process::Signal;
+
+use crate::cluster::{Cluster, address};
 use crate::home::Home;
 use crate::process::until;
 
@@ -28,4 +30,44 @@ fn a_put_wakes_workers_and_idleness_ends_them() {
     });
 
     cluster.still_serves();
+}
+
+#[test]
+fn a_coordinator_that_is_told_to_end_lets_its_workers_deliver() {
+    let home = Home::new();
+    let cluster = Cluster::scripted(&home, &[]);
+    let put = [
+        "put",
+        "faulty",
+        "--option",
+        "mode=slow",
+        "--option",
+        "sleep_ms=1000",
+        "--seeds",
+        "0..1",
+        "--json",
+    ];
+    let put = cluster
+        .ask(&put)
+        .with(0)
+        .objects()
+        .pop()
+        .expect("one object");
+    let job = put["job"].as_str().expect("an id").to_owned();
+    until("the rollout is being played", || {
+        (cluster.snapshot()["leased"] == 1).then_some(())
+    });
+    cluster.root.signal(Signal::TERM);
+    let data_dir = cluster.data_dir.display().to_string();
+    cluster.root.end().with(0);
+    assert!(home.processes().is_empty(), "{:?}", home.processes());
+
+    // In the next life nobody plays: what is there was delivered before the end.
+    let _coordinator = home.start(&["coordinator", "--data-dir", &data_dir, "--max-workers=0"]);
+    let accepted = until("the coordinator is back", || {
+        let address = address(data_dir.as_ref())?;
+        let shown = home.run(&["job", "show", &job, "--json", "--addr", &address]);
+        Some(shown.objects().pop()?["job"]["accepted"].clone())
+    });
+    assert_eq!(accepted, 1);
 }
