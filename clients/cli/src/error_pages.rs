@@ -69,6 +69,49 @@ pages! {
     KeyFileExposed = "KEY_FILE_EXPOSED";
 }
 
+macro_rules! link_pages {
+    ($($name:literal)*) => {
+        /// Codes of the link, which logs and messages name, with their pages. They do not travel
+        /// and have no exit status: a command that ends because of one ends with the code of the
+        /// fault that came of it.
+        pub(crate) const LINK: &[(&str, &str)] = &[
+            $(($name, include_str!(concat!("../../../docs/errors/", $name, ".md"))),)*
+        ];
+    };
+}
+
+link_pages! {
+    "IDENTITY_FILE"
+    "IDENTITY_HAND_OVER"
+    "ADDRESS_NOT_LOCAL"
+    "ADDRESS_DENIED"
+    "SOCKET_FAILED"
+    "LINK_RUNTIME"
+    "HANDSHAKE_TIMEOUT"
+    "PEER_REFUSED"
+    "IDENTITY_REFUSED"
+    "PEER_NO_CERTIFICATE"
+    "PEER_WRONG_ROLE"
+    "BAD_PREFACE"
+    "SESSION_CLOSED"
+    "FRAME_TRUNCATED"
+    "FIRST_FRAME_TIMEOUT"
+    "SEND_QUEUE_FULL"
+    "SENDER_FINISHED"
+    "BULK_TOO_LARGE"
+    "BULK_ABORTED"
+    "BULK_STALLED"
+}
+
+/// The page of a code's name.
+pub(crate) fn find(name: &str) -> Option<&'static str> {
+    let of_link = || LINK.iter().find(|(code, _)| *code == name);
+    match ErrorCode::from_name(name) {
+        Some(code) => Some(page(code)),
+        None => of_link().map(|(_, page)| *page),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -76,6 +119,9 @@ mod tests {
     #[test]
     fn every_code_has_its_own_page() {
         assert_eq!(NAMES.len(), ErrorCode::ALL.len());
+        for (name, page) in LINK {
+            assert!(page.starts_with(&format!("# {name}\n")));
+        }
         for (code, name) in NAMES {
             assert_eq!(code.name(), *name);
             let title = format!("# {name}\n");

@@ -123,8 +123,18 @@ fn every_code_is_explained() {
         assert!(out(&output).starts_with(&format!("# {}\n", code.name())));
         assert!(out(&output).contains("## What to do"));
     }
+    // Those of the link, too, which only logs and messages name.
+    let pages = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/errors");
+    let pages = std::fs::read_dir(pages).expect("the pages").flatten();
+    let names: Vec<String> = pages
+        .filter_map(|page| Some(page.file_name().to_str()?.strip_suffix(".md")?.to_owned()))
+        .collect();
+    for name in &names {
+        let output = volley(&["explain", name]);
+        assert!(out(&output).starts_with(&format!("# {name}\n")), "{name}");
+    }
     let all = volley(&["explain"]);
-    assert_eq!(out(&all).lines().count(), ErrorCode::ALL.len());
+    assert_eq!(out(&all).lines().count(), names.len());
 }
 
 #[test]

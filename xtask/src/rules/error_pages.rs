@@ -1,6 +1,6 @@
 //! An error that a user can meet has a page that tells its cause and what to do.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::finding::Finding;
 use crate::source::File;
@@ -8,8 +8,11 @@ use crate::tree::Tree;
 
 const RULE: &str = "error-page";
 
-/// Where the codes are declared.
+/// Where the codes are declared that travel and end commands.
 const CODES: &str = "shared/protocol/src/fault.rs";
+
+/// Where those of the link are, which logs and messages name.
+const LINK_CODES: &str = "shared/link/src/error.rs";
 
 /// Where their pages lie.
 const PAGES: &str = "docs/errors/";
@@ -26,18 +29,25 @@ pub(super) fn check(tree: &Tree) -> Vec<Finding> {
         let why = "no error codes found here: has the way they are declared changed?";
         return vec![Finding::new(CODES, 1, RULE, why)];
     }
+    let of_link = tree.file(LINK_CODES).map(self::codes).unwrap_or_default();
     let mut findings = Vec::new();
-    for (code, line) in &codes {
+    let declared = codes.iter().map(|code| (CODES, code));
+    let declared = declared.chain(of_link.iter().map(|code| (LINK_CODES, code)));
+    let mut all = BTreeSet::new();
+    for (source, (code, line)) in declared {
+        if !all.insert(code) {
+            continue; // The same error, at the link and above it.
+        }
         let path = format!("{PAGES}{code}.md");
         match tree.file(&path) {
             Some(page) => findings.extend(check_page(page, code)),
             None => {
                 let why = format!("{code} has no page {path}");
-                findings.push(Finding::new(CODES, *line, RULE, why));
+                findings.push(Finding::new(source, *line, RULE, why));
             }
         }
     }
-    findings.extend(stale_pages(tree, &codes));
+    findings.extend(stale_pages(tree, &all));
     findings
 }
 
@@ -95,13 +105,14 @@ fn check_page(page: &File, code: &str) -> Vec<Finding> {
 }
 
 /// Pages of codes that are no more.
-fn stale_pages(tree: &Tree, codes: &BTreeMap<String, usize>) -> Vec<Finding> {
+fn stale_pages(tree: &Tree, codes: &BTreeSet<&String>) -> Vec<Finding> {
     tree.files()
         .iter()
         .filter_map(|file| {
             let name = file.path.strip_prefix(PAGES)?.strip_suffix(".md")?;
-            (is_code(name) && !codes.contains_key(name)).then(|| {
-                let why = format!("there is no error code {name} in {CODES}");
+            let is_known = codes.iter().any(|code| *code == name);
+            (is_code(name) && !is_known).then(|| {
+                let why = format!("there is no error code {name} in {CODES} or {LINK_CODES}");
                 Finding::new(&file.path, 1, RULE, why)
             })
         })
@@ -129,6 +140,19 @@ mod tests {
             [""; 0],
             "nothing to check before the codes exist"
         );
+    }
+
+    #[test]
+    fn codes_of_the_link_have_pages_too() {
+        let link = "match self {\n    Self::A => \"INTERNAL\",\n    Self::B => \"BULK_LOST\",\n}\n";
+        let files = [
+            (CODES, SOURCE),
+            (LINK_CODES, link),
+            ("docs/errors/INTERNAL.md", PAGE),
+        ];
+        let found = told(check, &files);
+        let due = format!("{LINK_CODES}:3: error-page: BULK_LOST has no page");
+        assert!(found.len() == 1 && found[0].starts_with(&due), "{found:?}");
     }
 
     #[test]

@@ -20,33 +20,37 @@ pub(crate) fn run(args: &ExplainArgs, output: &Output) -> Result<(), Stop> {
         return list(output);
     };
     let wanted = name.trim().to_ascii_uppercase().replace('-', "_");
-    match ErrorCode::from_name(&wanted) {
-        Some(code) => output.text(error_pages::page(code)),
+    match error_pages::find(&wanted) {
+        Some(page) => output.text(page),
         None => Err(unknown(name, &wanted).into()),
     }
 }
 
 fn list(output: &Output) -> Result<(), Stop> {
     for code in ErrorCode::ALL {
-        let page = error_pages::page(*code);
-        let summary = page
-            .lines()
-            .skip(1)
-            .find(|line| !line.is_empty())
-            .unwrap_or_default();
-        output.data(format_args!(
-            "{:<26} {:>3}  {summary}",
-            code.name(),
-            code.exit_status()
-        ))?;
+        let (name, exit) = (code.name(), code.exit_status());
+        let summary = summary(error_pages::page(*code));
+        output.data(format_args!("{name:<26} {exit:>3}  {summary}"))?;
+    }
+    for (name, page) in error_pages::LINK {
+        let summary = summary(page);
+        output.data(format_args!("{name:<26}   -  {summary}"))?;
     }
     Ok(())
+}
+
+/// The first sentence of a page.
+fn summary(page: &str) -> &str {
+    let mut lines = page.lines().skip(1);
+    lines.find(|line| !line.is_empty()).unwrap_or_default()
 }
 
 fn unknown(name: &str, wanted: &str) -> Fault {
     let message = format!("there is no error code `{name}`");
     let fault = Fault::new(ErrorCode::InvalidRequest, message);
-    match text::nearest(wanted, ErrorCode::ALL.iter().map(|code| code.name())) {
+    let of_link = error_pages::LINK.iter().map(|(name, _)| *name);
+    let names = ErrorCode::ALL.iter().map(|code| code.name()).chain(of_link);
+    match text::nearest(wanted, names) {
         Some(near) => fault.with_hint(format!("did you mean {near}?")),
         None => fault.with_hint("`volley explain` lists them"),
     }
