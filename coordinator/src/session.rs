@@ -10,19 +10,17 @@ use tokio::sync::Semaphore;
 use volley_coordinator_core::{Input, SessionId};
 use volley_link::{Connected, ControlReceiver, ControlSender, Frame, Role, Session};
 use volley_protocol::client::{ClientReply, ClientRequest, ReplyBody};
-use volley_protocol::codec::{self, FrameKind, Message};
+use volley_protocol::codec::{self, FrameKind};
 use volley_protocol::fault::{ErrorCode, Fault};
 use volley_protocol::learner::FromLearner;
 use volley_protocol::limits::TRAJECTORY_BATCH_BYTES_MAX;
 use volley_protocol::version::Hello;
 use volley_protocol::worker::FromWorker;
+use volley_runtime::conversation::{self, ReadEnd, decode};
 use volley_runtime::greeting::{close_with, link_fault};
 
 use crate::driver::DriverMessage;
 use crate::relay::{Relay, RelayRequest};
-
-/// Messages of one peer that may wait in the driver's mailbox; further ones stay in its stream.
-const MAILBOX_SHARE: usize = 256;
 
 /// Bulk streams of one worker that are read at the same time: all that its outbox may have in
 /// flight, so that none waits unread and fills the connection's window. 128 MiB at most.
@@ -96,8 +94,6 @@ pub(crate) struct PeerState {
     peer: NewSession,
     driver: ActorRef<DriverMessage>,
     relay: Relay,
-    share: Arc<Semaphore>,
-    forbidden: u32,
 }
 
 impl Actor for PeerSession {
@@ -111,13 +107,10 @@ impl Actor for PeerSession {
         (peer, driver, relay): (NewSession, ActorRef<DriverMessage>, Relay),
     ) -> Result<PeerState, ActorProcessingErr> {
         myself.cast(Read)?;
-        let share = Arc::new(Semaphore::new(MAILBOX_SHARE));
         Ok(PeerState {
             peer,
             driver,
             relay,
-            share,
-            forbidden: 0,
         })
     }
 
@@ -143,37 +136,42 @@ impl Actor for PeerSession {
 }
 
 impl PeerState {
-    async fn read_control(&mut self) -> String {
-        loop {
-            let frame = match self.peer.frames.recv().await {
-                Ok(Some(frame)) => frame,
-                Ok(None) => return "the peer left".to_owned(),
-                Err(error) => return error.to_string(),
-            };
-            let input = match self.parse(&frame) {
-                Ok(Some(input)) => input,
-                Ok(None) => continue,
-                Err(fault) => {
-                    close_with(&self.peer.session, &fault);
-                    return fault.to_string();
-                }
-            };
-            // The semaphore is never closed, so a permit always comes.
-            let permit = Arc::clone(&self.share).acquire_owned().await.ok();
-            if self
-                .driver
-                .cast(DriverMessage::Input(input, permit))
-                .is_err()
-            {
-                return "the driver is gone".to_owned();
-            }
-        }
+    async fn read_control(&mut self) -> ReadEnd {
+        let NewSession {
+            id,
+            role,
+            hello,
+            session,
+            control,
+            frames,
+        } = &mut self.peer;
+        let mut gate = Gate {
+            session: *id,
+            role: *role,
+            name: &hello.name,
+            control,
+            forbidden: 0,
+        };
+        let driver = &self.driver;
+        let hear = |input, permit| driver.cast(DriverMessage::Input(input, permit)).is_ok();
+        conversation::read_frames(session, frames, |frame| gate.parse(frame), hear).await
     }
+}
 
+/// Lets through what the role in a peer's certificate may say.
+struct Gate<'a> {
+    session: SessionId,
+    role: Role,
+    name: &'a str,
+    control: &'a ControlSender,
+    forbidden: u32,
+}
+
+impl Gate<'_> {
     /// The input behind a frame. `None`: it was refused, and the conversation goes on.
     fn parse(&mut self, frame: &Frame) -> Result<Option<Input>, Fault> {
-        let session = self.peer.id;
-        let due = match self.peer.role {
+        let session = self.session;
+        let due = match self.role {
             Role::Worker => FrameKind::FromWorker,
             Role::Learner => FrameKind::FromLearner,
             Role::Client | Role::Monitor | Role::Coordinator => FrameKind::ClientRequest,
@@ -192,7 +190,7 @@ impl PeerState {
             }
             _ => {
                 let request: ClientRequest = decode(frame)?;
-                let monitor = self.peer.role == Role::Monitor;
+                let monitor = self.role == Role::Monitor;
                 Input::Client {
                     session,
                     request,
@@ -206,7 +204,7 @@ impl PeerState {
     /// learner that does this is no worker or learner, and loses its session.
     fn refuse(&mut self, kind: u8) -> Result<(), Fault> {
         self.forbidden += 1;
-        let (role, name) = (self.peer.role, &self.peer.hello.name);
+        let (role, name) = (self.role, self.name);
         let message = format!("a {role} certificate may not send messages of kind {kind}");
         let fault = Fault::new(ErrorCode::Forbidden, message);
         tracing::warn!(%role, name, %fault, "a message of another role was refused");
@@ -220,16 +218,10 @@ impl PeerState {
         };
         // A peer that does not read its refusals loses nothing but them.
         let _ = self
-            .peer
             .control
             .try_send(FrameKind::ClientReply as u8, &codec::encode(&reply));
         Ok(())
     }
-}
-
-fn decode<M: Message>(frame: &Frame) -> Result<M, Fault> {
-    codec::decode_frame(frame.kind, &frame.payload)
-        .map_err(|error| Fault::new(ErrorCode::DecodeError, error.to_string()))
 }
 
 /// Is it a message that some role may send to a coordinator?

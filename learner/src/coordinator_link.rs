@@ -1,21 +1,17 @@
-//! The session with the coordinator: opened, kept, opened again. A learner whose coordinator is
-//! gone keeps its state and waits; its launcher decides when to give up.
+//! The session with the coordinator, in the driver's words. A learner whose coordinator is gone
+//! keeps its state and waits; its launcher decides when to give up.
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use ractor::ActorRef;
-use volley_learner_core::Input;
-use volley_link::{Backoff, Endpoint, Role};
+use volley_learner_core::{Input, SessionId};
+use volley_link::Endpoint;
 use volley_protocol::learner::ToLearner;
 use volley_protocol::version::Hello;
-use volley_runtime::conversation::{self, Open, ReadEnd};
+use volley_runtime::conversation::{self, Kept};
 
 use crate::driver::DriverMessage;
 use crate::sink::next_session;
-
-/// First and longest wait between dials.
-const REDIAL: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
 /// Keeps a session with the coordinator until the driver is gone.
 pub(crate) async fn keep(
@@ -24,52 +20,26 @@ pub(crate) async fn keep(
     hello: Hello,
     driver: ActorRef<DriverMessage>,
 ) {
-    let mut backoff = Backoff::new(REDIAL.0, REDIAL.1);
-    loop {
-        match conversation::dial(&endpoint, addr, Role::Coordinator, &hello).await {
-            Ok(open) => {
-                backoff.reset();
-                if !serve(open, &driver).await {
-                    return;
-                }
+    // Numbered anew whenever it is opened, which comes first.
+    let mut id = SessionId(0);
+    let hear = |event: Kept<ToLearner>| {
+        let message = match event {
+            Kept::Up {
+                session, sender, ..
+            } => {
+                id = next_session();
+                DriverMessage::CoordinatorUp(id, session, sender)
             }
-            Err(fault) => tracing::debug!(%addr, %fault, "no session with the coordinator yet"),
-        }
-        tokio::time::sleep(backoff.next_delay(rand::random())).await;
-    }
-}
-
-/// Reads until the session ends; false when the driver is gone.
-async fn serve(open: Open, driver: &ActorRef<DriverMessage>) -> bool {
-    let Open {
-        session,
-        sender,
-        mut receiver,
-        ..
-    } = open;
-    let id = next_session();
-    if driver
-        .cast(DriverMessage::CoordinatorUp(id, session.clone(), sender))
-        .is_err()
-    {
-        return false;
-    }
-    let hear = |message: ToLearner, permit| {
-        let input = Input::Coordinator {
-            session: id,
-            message,
+            Kept::Said(message, permit) => {
+                let input = Input::Coordinator {
+                    session: id,
+                    message,
+                };
+                DriverMessage::Input(input, permit)
+            }
+            Kept::Down => DriverMessage::Input(Input::CoordinatorDown { session: id }, None),
         };
-        driver.cast(DriverMessage::Input(input, permit)).is_ok()
+        driver.cast(message).is_ok()
     };
-    if conversation::read(&session, &mut receiver, hear).await == ReadEnd::NotHeard {
-        return false;
-    }
-    let reason = session.closed().await;
-    tracing::warn!(?reason, "the session with the coordinator ended");
-    driver
-        .cast(DriverMessage::Input(
-            Input::CoordinatorDown { session: id },
-            None,
-        ))
-        .is_ok()
+    conversation::keep(&endpoint, addr, &hello, hear).await;
 }

@@ -21,6 +21,7 @@ use volley_protocol::adapter::{AdapterEntry, AdapterVersion};
 use volley_protocol::fault::{ErrorCode, Fault};
 use volley_protocol::run::StepReport;
 use volley_protocol::{Digest, RunId};
+use volley_runtime::files;
 use volley_runtime::run_dir::metrics_line;
 
 /// Checkpoints kept: the newest, and one to fall back on.
@@ -296,17 +297,9 @@ fn parse_digest(hex: &str) -> Result<Digest, Fault> {
     Ok(digest)
 }
 
-/// Old file or new file, never half of one.
+/// Old file or new file, never half of one. Everybody may read a run.
 fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), Fault> {
-    let fresh = path.with_extension("new");
-    let written = File::create(&fresh)
-        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
-        .and_then(|()| fs::rename(&fresh, path))
-        .and_then(|()| {
-            path.parent()
-                .map_or(Ok(()), |parent| File::open(parent)?.sync_all())
-        });
-    written.map_err(|error| io_fault(path, &error))
+    files::write_atomic(path, bytes, 0o644).map_err(|error| io_fault(path, &error))
 }
 
 fn io_fault(path: &Path, error: &std::io::Error) -> Fault {

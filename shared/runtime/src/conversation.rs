@@ -1,11 +1,13 @@
 //! A conversation from the shell's side: dial until somebody answers, read typed messages, keep
 //! what is unread in the peer's stream.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use volley_link::{ControlReceiver, ControlSender, Endpoint, Role, Session};
+use volley_link::{Backoff, ControlReceiver, ControlSender, Endpoint, Frame, Role, Session};
 use volley_protocol::codec::{self, Message};
 use volley_protocol::fault::{ErrorCode, Fault};
 use volley_protocol::version::Hello;
@@ -21,6 +23,10 @@ const _: () = assert!(
 /// Messages of one session that may wait in a driver's mailbox. Mailboxes themselves have no
 /// bound; this is it. Further messages stay in the peer's stream, which flow control stops.
 pub const MAILBOX_SHARE: usize = 256;
+
+/// First and longest wait between dials of a coordinator: one that is started again is found
+/// within a second, and one that is gone is not hammered.
+const REDIAL: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
 /// An open session whose greeting is over.
 #[derive(Debug)]
@@ -57,12 +63,27 @@ pub async fn dial(
 }
 
 /// How reading ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReadEnd {
-    /// The session is over.
-    SessionOver,
+    /// The peer finished its stream.
+    Left,
+    /// The session is over, in the link's words.
+    Lost(String),
+    /// The peer said what it may not say, and was told so.
+    Refused(Fault),
     /// Whoever heard the messages does not want more.
     NotHeard,
+}
+
+impl fmt::Display for ReadEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Left => f.write_str("the peer left"),
+            Self::Lost(why) => f.write_str(why),
+            Self::Refused(fault) => write!(f, "{fault}"),
+            Self::NotHeard => f.write_str("the driver is gone"),
+        }
+    }
 }
 
 /// Reads messages until the session is over or `hear` returns false. The permit that comes with
@@ -70,18 +91,32 @@ pub enum ReadEnd {
 pub async fn read<M: Message>(
     session: &Session,
     receiver: &mut ControlReceiver,
-    mut hear: impl FnMut(M, Option<OwnedSemaphorePermit>) -> bool,
+    hear: impl FnMut(M, Option<OwnedSemaphorePermit>) -> bool,
+) -> ReadEnd {
+    read_frames(session, receiver, |frame| decode(frame).map(Some), hear).await
+}
+
+/// As [`read`], where `parse` says what a frame is: a message, nothing to be heard, or a reason to
+/// end the session.
+pub async fn read_frames<T>(
+    session: &Session,
+    receiver: &mut ControlReceiver,
+    mut parse: impl FnMut(&Frame) -> Result<Option<T>, Fault>,
+    mut hear: impl FnMut(T, Option<OwnedSemaphorePermit>) -> bool,
 ) -> ReadEnd {
     let share = Arc::new(Semaphore::new(MAILBOX_SHARE));
-    while let Ok(Some(frame)) = receiver.recv().await {
-        let message = match codec::decode_frame::<M>(frame.kind, &frame.payload) {
-            Ok(message) => message,
-            Err(error) => {
-                close_with(
-                    session,
-                    &Fault::new(ErrorCode::DecodeError, error.to_string()),
-                );
-                return ReadEnd::SessionOver;
+    loop {
+        let frame = match receiver.recv().await {
+            Ok(Some(frame)) => frame,
+            Ok(None) => return ReadEnd::Left,
+            Err(error) => return ReadEnd::Lost(error.to_string()),
+        };
+        let message = match parse(&frame) {
+            Ok(Some(message)) => message,
+            Ok(None) => continue,
+            Err(fault) => {
+                close_with(session, &fault);
+                return ReadEnd::Refused(fault);
             }
         };
         // The semaphore is never closed, so a permit always comes.
@@ -90,7 +125,81 @@ pub async fn read<M: Message>(
             return ReadEnd::NotHeard;
         }
     }
-    ReadEnd::SessionOver
+}
+
+/// The message in a frame.
+///
+/// # Errors
+/// `DECODE_ERROR`.
+pub fn decode<M: Message>(frame: &Frame) -> Result<M, Fault> {
+    codec::decode_frame(frame.kind, &frame.payload)
+        .map_err(|error| Fault::new(ErrorCode::DecodeError, error.to_string()))
+}
+
+/// What happens to the session with a coordinator.
+#[derive(Debug)]
+pub enum Kept<M> {
+    /// It is open. The first, and again after each [`Kept::Down`].
+    Up {
+        /// The session.
+        session: Session,
+        /// Frames out.
+        sender: ControlSender,
+        /// Who answered.
+        greeted: Greeted,
+    },
+    /// The coordinator said something.
+    Said(M, Option<OwnedSemaphorePermit>),
+    /// It is over.
+    Down,
+}
+
+/// Keeps a session with the coordinator: opens it, reads it, opens it again, until `hear` returns
+/// false. Whether a role gives up is its driver's decision, not this loop's.
+pub async fn keep<M: Message>(
+    endpoint: &Endpoint,
+    addr: SocketAddr,
+    hello: &Hello,
+    mut hear: impl FnMut(Kept<M>) -> bool,
+) {
+    let mut backoff = Backoff::new(REDIAL.0, REDIAL.1);
+    loop {
+        match dial(endpoint, addr, Role::Coordinator, hello).await {
+            Ok(open) => {
+                backoff.reset();
+                if !serve(open, &mut hear).await {
+                    return;
+                }
+            }
+            Err(fault) => tracing::debug!(%addr, %fault, "no session with the coordinator yet"),
+        }
+        tokio::time::sleep(backoff.next_delay(rand::random())).await;
+    }
+}
+
+/// Reads until the session ends; false when nobody wants to hear of it.
+async fn serve<M: Message>(open: Open, hear: &mut impl FnMut(Kept<M>) -> bool) -> bool {
+    let Open {
+        session,
+        sender,
+        mut receiver,
+        greeted,
+    } = open;
+    let up = Kept::Up {
+        session: session.clone(),
+        sender,
+        greeted,
+    };
+    if !hear(up) {
+        return false;
+    }
+    let said = |message, permit| hear(Kept::Said(message, permit));
+    if read(&session, &mut receiver, said).await == ReadEnd::NotHeard {
+        return false;
+    }
+    let reason = session.closed().await;
+    tracing::warn!(?reason, "the session with the coordinator ended");
+    hear(Kept::Down)
 }
 
 /// Queues a message. A peer that does not read loses the session: everything that matters is said
