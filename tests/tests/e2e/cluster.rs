@@ -47,8 +47,11 @@ impl<'h> Cluster<'h> {
         this
     }
 
-    /// The same command line once more.
+    /// The same command line once more, when the process before is gone with its lock.
     pub(crate) fn start_again(&mut self) {
+        until("the end of the process before", || {
+            self.root.has_ended().then_some(())
+        });
         self.root = self.home.start(&self.command);
     }
 

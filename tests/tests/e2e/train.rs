@@ -18,7 +18,10 @@ fn pids(snapshot: &Value) -> BTreeSet<u64> {
     let workers = workers.map(|worker| &worker["pid"]);
     let learners = snapshot["learner_pids"].as_array().into_iter().flatten();
     let all = workers.chain(learners).chain([&snapshot["pid"]]);
-    all.filter_map(Value::as_u64).collect()
+    // A worker that is starting has none yet.
+    all.filter_map(Value::as_u64)
+        .filter(|pid| *pid != 0)
+        .collect()
 }
 
 #[test]
