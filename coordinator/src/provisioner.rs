@@ -33,6 +33,8 @@ pub struct WorkerTemplate {
     pub slots: u32,
     /// Threads of its policy.
     pub threads: usize,
+    /// Number format of its matrix products, as `volley worker --compute` takes it.
+    pub compute: String,
     /// Folder for its log; `None` is the coordinator's own standard error.
     pub logs: Option<PathBuf>,
 }
@@ -99,6 +101,7 @@ impl ProcessProvisioner {
             format!("--provision={provision}"),
             format!("--slots={}", template.slots),
             format!("--threads={}", template.threads),
+            format!("--compute={}", template.compute),
         ];
         match &template.model {
             Some(model) => args.push(format!("--model={}", model.display())),

@@ -36,6 +36,7 @@ use volley_protocol::version::{Hello, PROTOCOL_VERSION};
 use volley_runtime::greeting::link_fault;
 use volley_runtime::lock::DirLock;
 use volley_runtime::mailbox::Mailbox;
+use volley_runtime::recipe::Recipe;
 use volley_runtime::run_dir::RunDir;
 
 use crate::driver::{Driver, DriverArguments, DriverMessage};
@@ -160,8 +161,8 @@ fn internal(message: impl Into<String>) -> Fault {
 }
 
 /// Loads the base model of a run.
-fn load_model(directory: &std::path::Path) -> Result<Arc<Model>, Fault> {
-    Model::load(directory)
+fn load_model(recipe: &Recipe) -> Result<Arc<Model>, Fault> {
+    Model::load_as(&recipe.model, restore::compute(recipe))
         .map(Arc::new)
         .map_err(|error| Fault::from(&error))
 }

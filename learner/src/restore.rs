@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use volley_engine::adapter::{Adapter, LoraConfig};
+use volley_engine::config::Compute;
 use volley_engine::train::{AdamParams, Estimator, Loss, Trainer};
 use volley_learner_core::{Config, Restored as CoreState, Schedule};
 use volley_protocol::adapter::{AdapterEntry, AdapterVersion};
@@ -49,7 +50,7 @@ pub(crate) struct Restored {
 pub(crate) fn restore(directory: &RunDir, sink_addr: SocketAddr) -> Result<Restored, Fault> {
     let recipe = directory.recipe()?;
     let run = directory.run_id()?;
-    let model = load_model(&recipe.model)?;
+    let model = load_model(&recipe)?;
     let job = job(&recipe, run);
     let intake_dir = directory.intake();
     std::fs::create_dir_all(&intake_dir).map_err(|error| {
@@ -286,7 +287,7 @@ fn config(recipe: &Recipe, run: RunId, job: JobSpec, base: Digest, sink: SocketA
         // Two are the fewest that can be compared.
         min_group_size: 2.min(train.group_size),
         checkpoint_every: train.checkpoint_every,
-        numerics: volley_engine::NUMERICS_CLASS.to_owned(),
+        numerics: compute(recipe).numerics_class().to_owned(),
         sink_addr: sink,
     }
 }
@@ -315,6 +316,14 @@ fn job(recipe: &Recipe, run: RunId) -> JobSpec {
         retry: RetryPolicy::default(),
         sink: SinkRef::Learner(run),
         keep_ms: KEEP_MS,
+    }
+}
+
+/// The number format that a recipe asks for.
+pub(crate) const fn compute(recipe: &Recipe) -> Compute {
+    match recipe.compute {
+        recipe::ComputeFormat::F32 => Compute::F32,
+        recipe::ComputeFormat::Bf16 => Compute::Bf16,
     }
 }
 
@@ -367,6 +376,6 @@ fn settings(recipe: &Recipe) -> StepSettings {
             weight_decay: train.weight_decay,
             grad_clip_norm: train.grad_clip,
         },
-        numerics: volley_engine::NUMERICS_CLASS.to_owned(),
+        numerics: compute(recipe).numerics_class().to_owned(),
     }
 }

@@ -23,6 +23,7 @@ use std::sync::{Arc, mpsc};
 use ractor::Actor;
 use tokio::sync::oneshot;
 use volley_engine::EngineError;
+use volley_engine::config::Compute;
 use volley_engine::cpu::threads::Threads;
 use volley_engine::model::Model;
 use volley_engine::text::{ChatTemplate, Tokenizer, stop_tokens};
@@ -50,6 +51,8 @@ pub enum PolicySource {
         directory: PathBuf,
         /// Threads of the policy's arithmetic.
         threads: usize,
+        /// Number format of its matrix products.
+        compute: Compute,
     },
     /// The same words every time, without a model.
     Scripted,
@@ -179,10 +182,14 @@ async fn load(
                 }));
                 scripted::run(&inbox, &player, &report);
             }
-            PolicySource::Model { directory, threads } => match warm(&directory, threads) {
+            PolicySource::Model {
+                directory,
+                threads,
+                compute,
+            } => match warm(&directory, threads, compute) {
                 Err(error) => drop(ready.send(Err(Fault::from(&error)))),
                 Ok(warm) => {
-                    let numerics = volley_engine::NUMERICS_CLASS.to_owned();
+                    let numerics = compute.numerics_class().to_owned();
                     let base = Digest(warm.model.digest());
                     let player = Player {
                         worker,
@@ -211,9 +218,13 @@ async fn load(
     })
 }
 
-fn warm(directory: &std::path::Path, threads: usize) -> Result<WarmPolicy, EngineError> {
+fn warm(
+    directory: &std::path::Path,
+    threads: usize,
+    compute: Compute,
+) -> Result<WarmPolicy, EngineError> {
     Ok(WarmPolicy {
-        model: Model::load(directory)?,
+        model: Model::load_as(directory, compute)?,
         tokenizer: Tokenizer::load(directory)?,
         chat: ChatTemplate::load(directory)?,
         stop: stop_tokens(directory)?,

@@ -20,6 +20,11 @@ use volley_runtime::process::Handoff;
 use crate::args::Args;
 use crate::output::Output;
 
+/// A number format of the engine by its name, for flags.
+fn compute(name: &str) -> Result<volley_engine::Compute, String> {
+    volley_engine::Compute::from_name(name).ok_or_else(|| format!("{name} is neither f32 nor bf16"))
+}
+
 fn main() -> ExitCode {
     // First of all: what a launcher handed over must not be read by anything else.
     let handoff = Handoff::take();

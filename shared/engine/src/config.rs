@@ -63,6 +63,16 @@ impl Compute {
         }
     }
 
+    /// Names this arithmetic. Log-probabilities of equal classes and versions are equal to the
+    /// bit; the number rises with every change that alters one.
+    #[must_use]
+    pub const fn numerics_class(self) -> &'static str {
+        match self {
+            Self::F32 => "cpu-f32-1",
+            Self::Bf16 => "cpu-bf16-1",
+        }
+    }
+
     /// The format of that name.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {

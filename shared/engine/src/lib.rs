@@ -12,9 +12,5 @@ pub mod sampler;
 pub mod text;
 pub mod train;
 
-pub use config::{Architecture, ModelConfig};
+pub use config::{Architecture, Compute, ModelConfig};
 pub use error::EngineError;
-
-/// Names this arithmetic. Log-probabilities of equal classes and versions are equal to the bit;
-/// the number rises with every change that alters one.
-pub const NUMERICS_CLASS: &str = "cpu-f32-1";

@@ -18,6 +18,8 @@ pub(crate) struct Recipe {
     pub(crate) steps: u64,
     pub(crate) groups: u64,
     pub(crate) group_size: u64,
+    /// Number format of the matrix products.
+    pub(crate) compute: &'static str,
 }
 
 impl Recipe {
@@ -25,6 +27,7 @@ impl Recipe {
         steps: 2,
         groups: 4,
         group_size: 4,
+        compute: "f32",
     };
 
     /// Long enough to be met in the middle, on fast machines, too.
@@ -32,6 +35,7 @@ impl Recipe {
         steps: 6,
         groups: 16,
         group_size: 8,
+        compute: "f32",
     };
 
     pub(crate) fn rollouts(&self) -> u64 {
@@ -41,9 +45,11 @@ impl Recipe {
     pub(crate) fn text(&self) -> String {
         let (model, steps) = (model(), self.steps);
         let (groups, group_size) = (self.groups, self.group_size);
+        let compute = self.compute;
         format!(
             r#"name = "small"
 model = {model:?}
+compute = "{compute}"
 environment = "routing"
 
 [train]

@@ -42,6 +42,19 @@ fn the_monitor_shows_four_processes_that_live() {
 }
 
 #[test]
+fn a_run_in_bfloat16_has_no_mismatch_either() {
+    let home = Home::new();
+    let recipe = Recipe {
+        compute: "bf16",
+        ..Recipe::TINY
+    };
+    let done = recipe.start(&home).end().with(0);
+    let finished = event(&done.objects(), "finished");
+    assert_eq!(finished["mismatch_max"], 0.0);
+    assert!(finished["mismatch_tokens"].as_u64() > Some(0), "{finished}");
+}
+
+#[test]
 fn a_tiny_run_trains_without_mismatch_and_leaves_everything_behind() {
     let home = Home::new();
     let done = Recipe::TINY.start(&home).end().with(0);

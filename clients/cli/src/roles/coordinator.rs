@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 use volley_coordinator::{CoordinatorOptions, WorkerTemplate};
+use volley_engine::config::Compute;
 use volley_protocol::Fault;
 use volley_runtime::process::Handoff;
 
@@ -41,6 +42,9 @@ pub(crate) struct CoordinatorArgs {
     /// Threads of each worker's policy.
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) threads: usize,
+    /// Number format of the workers' matrix products: f32 or bf16.
+    #[arg(long, value_name = "FORMAT", default_value = "f32", value_parser = crate::compute)]
+    pub(crate) compute: Compute,
     /// Workers that were not needed for this long are removed.
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration::parse)]
     pub(crate) idle_window: Duration,
@@ -69,6 +73,7 @@ pub(crate) fn run(args: CoordinatorArgs, handoff: &Handoff) -> Result<(), Fault>
                 model: args.model,
                 slots: args.slots,
                 threads: args.threads,
+                compute: args.compute.name().to_owned(),
                 logs: args.logs,
             },
             stop: serve::when_asked_to_end(&launchers)?,

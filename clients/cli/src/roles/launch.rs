@@ -33,6 +33,8 @@ pub(crate) struct LocalCluster {
     pub(crate) keep_warm: u32,
     pub(crate) slots: u32,
     pub(crate) threads: usize,
+    /// Number format of the workers' matrix products.
+    pub(crate) compute: &'static str,
     pub(crate) idle_window_ms: u64,
     /// Directory for logs; `None` is standard error.
     pub(crate) logs: Option<PathBuf>,
@@ -67,6 +69,7 @@ impl LocalCluster {
             format!("--keep-warm={}", self.keep_warm).into(),
             format!("--slots={}", self.slots).into(),
             format!("--threads={}", self.threads).into(),
+            format!("--compute={}", self.compute).into(),
             format!("--idle-window={}ms", self.idle_window_ms).into(),
         ];
         if let Some(listen) = self.listen {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
+use volley_engine::config::Compute;
 use volley_protocol::fault::{ErrorCode, Fault};
 use volley_runtime::process::Handoff;
 
@@ -64,6 +65,9 @@ pub(crate) struct UpArgs {
     /// Threads of each worker's policy.
     #[arg(long, value_name = "N", default_value_t = 1)]
     threads: usize,
+    /// Number format of the workers' matrix products: f32 or bf16.
+    #[arg(long, value_name = "FORMAT", default_value = "f32", value_parser = crate::compute)]
+    compute: Compute,
     /// Workers that were not needed for this long are removed.
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration::parse)]
     idle_window: Duration,
@@ -86,6 +90,7 @@ pub(crate) fn run(args: UpArgs, handoff: &Handoff) -> Result<(), Fault> {
             keep_warm: 0,
             slots: args.slots,
             threads: args.threads,
+            compute: args.compute.name(),
             idle_window_ms: args.idle_window.as_millis() as u64,
             logs: None,
         };

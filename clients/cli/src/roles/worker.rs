@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Args;
+use volley_engine::config::Compute;
 use volley_link::Role;
 use volley_protocol::Fault;
 use volley_protocol::fault::ErrorCode;
@@ -40,6 +41,9 @@ pub(crate) struct WorkerArgs {
     /// Threads of the policy.
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) threads: usize,
+    /// Number format of the matrix products: f32 or bf16.
+    #[arg(long, value_name = "FORMAT", default_value = "f32", value_parser = crate::compute)]
+    pub(crate) compute: Compute,
     /// Request of the autoscaler that this process answers.
     #[arg(long, hide = true, default_value_t = 0)]
     pub(crate) provision: u64,
@@ -56,6 +60,7 @@ pub(crate) fn run(args: WorkerArgs, mut handoff: Handoff) -> Result<(), Fault> {
             Some(directory) => PolicySource::Model {
                 directory,
                 threads: args.threads,
+                compute: args.compute,
             },
             None => PolicySource::Scripted,
         };

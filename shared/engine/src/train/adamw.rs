@@ -188,20 +188,31 @@ impl Kernel for Update<'_, '_> {
 }
 
 /// Sum of squares of one block, in f64: eight interleaved chains, joined in a fixed order.
-pub(super) fn sum_of_squares(block: &[f32]) -> f64 {
-    let (chunks, rest) = block.as_chunks::<8>();
-    let mut lanes = [0.0_f64; 8];
-    for chunk in chunks {
-        for (lane, value) in lanes.iter_mut().zip(chunk) {
-            let value = f64::from(*value);
-            *lane += value * value;
+pub(super) fn sum_of_squares(isa: Isa, block: &[f32]) -> f64 {
+    isa.dispatch(SumOfSquares(block))
+}
+
+struct SumOfSquares<'a>(&'a [f32]);
+
+impl Kernel for SumOfSquares<'_> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) -> f64 {
+        let (chunks, rest) = self.0.as_chunks::<8>();
+        let mut lanes = [0.0_f64; 8];
+        for chunk in chunks {
+            for (lane, value) in lanes.iter_mut().zip(chunk) {
+                let value = f64::from(*value);
+                *lane += value * value;
+            }
         }
+        let mut sum = lanes.iter().sum::<f64>();
+        for value in rest {
+            sum += f64::from(*value) * f64::from(*value);
+        }
+        sum
     }
-    let mut sum = lanes.iter().sum::<f64>();
-    for value in rest {
-        sum += f64::from(*value) * f64::from(*value);
-    }
-    sum
 }
 
 #[cfg(test)]
@@ -235,7 +246,7 @@ mod tests {
         let (mut p, mut m, mut v, mut copy) = ([0.25_f32], [0.0], [0.0], [0.0]);
         for (index, gradient) in gradients.into_iter().enumerate() {
             let mut grad = [gradient];
-            let norm = sum_of_squares(&grad).sqrt();
+            let norm = sum_of_squares(Isa::best(), &grad).sqrt();
             let scalars = StepScalars::new(&params, params.clip_coef(norm), index as u64 + 1);
             let mut block = Block {
                 master: &mut p,
@@ -300,6 +311,6 @@ mod tests {
     fn squares_of_ragged_blocks_are_summed() {
         let values: Vec<f32> = (0..19).map(|v| v as f32).collect();
         let expected: f64 = (0..19).map(|v| f64::from(v * v)).sum();
-        assert_eq!(sum_of_squares(&values), expected);
+        assert_eq!(sum_of_squares(Isa::best(), &values), expected);
     }
 }

@@ -132,10 +132,10 @@ impl Moments {
 /// Euclidean norm of all values: blocks are summed side by side, then in their order.
 pub(super) fn norm(threads: &Threads, values: &[f32]) -> f64 {
     let mut sums = vec![0.0_f64; values.len().div_ceil(BLOCK)];
-    let parallel = values.len() >= PARALLEL_MIN;
+    let (isa, parallel) = (threads.isa(), values.len() >= PARALLEL_MIN);
     for_each_mut(threads, parallel, &mut sums, |index, sum| {
         let end = values.len().min((index + 1) * BLOCK);
-        *sum = sum_of_squares(&values[index * BLOCK..end]);
+        *sum = sum_of_squares(isa, &values[index * BLOCK..end]);
     });
     sums.iter().sum::<f64>().sqrt()
 }

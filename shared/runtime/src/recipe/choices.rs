@@ -50,6 +50,17 @@ choice! {
 }
 
 choice! {
+    /// Number formats of the matrix products, in workers and learner alike.
+    ComputeFormat {
+        /// 32 bits.
+        #[default]
+        F32 = "f32",
+        /// bfloat16: half the memory, about twice the speed.
+        Bf16 = "bf16",
+    }
+}
+
+choice! {
     /// How the rewards of a group become advantages.
     Advantage {
         /// Difference to the mean, in units of the standard deviation.

@@ -13,7 +13,7 @@ use volley_protocol::{ErrorCode, Fault};
 use crate::config::Document;
 use crate::files;
 
-pub use choices::{Advantage, LearningRateSchedule, LoraTarget, LossName, Schedule};
+pub use choices::{Advantage, ComputeFormat, LearningRateSchedule, LoraTarget, LossName, Schedule};
 
 /// A training recipe. Every key has a default but the first three.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -23,6 +23,9 @@ pub struct Recipe {
     pub name: String,
     /// Folder of the base model (Hugging Face layout), relative to the recipe file.
     pub model: PathBuf,
+    /// Number format of the matrix products. Default `f32`.
+    #[serde(default)]
+    pub compute: ComputeFormat,
     /// Name of the environment in the catalogue.
     pub environment: String,
     /// Options of the environment itself.
@@ -63,10 +66,12 @@ pub struct Train {
     pub learning_rate: f64,
     /// Loss. Default `importance_sampling`.
     pub loss: LossName,
-    /// Lower bound of the importance ratio, for `ppo` (default 0.8) and `cispo` (default 0).
+    /// Lower bound of the importance ratio, for `ppo` (default 0.8), `cispo` (default 0) and
+    /// `gspo` (default 1 - 3e-4).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clip_low: Option<f64>,
-    /// Upper bound of the importance ratio, for `ppo` (default 1.2) and `cispo` (default 4).
+    /// Upper bound of the importance ratio, for `ppo` (default 1.2), `cispo` (default 4) and
+    /// `gspo` (default 1 + 4e-4).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clip_high: Option<f64>,
     /// Strength of the pull towards the sampler, for `dro` (default 0.05).

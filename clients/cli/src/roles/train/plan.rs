@@ -60,6 +60,7 @@ impl Plan {
             keep_warm: workers.count,
             slots: workers.slots,
             threads: workers.threads as usize,
+            compute: self.recipe.compute.name(),
             idle_window_ms: IDLE_WINDOW_MS,
             logs: Some(self.directory.logs()),
         }

@@ -21,11 +21,6 @@ pub(crate) enum PolicyVerb {
     Bench(BenchArgs),
 }
 
-/// A number format by its name.
-pub(super) fn compute(name: &str) -> Result<Compute, String> {
-    Compute::from_name(name).ok_or_else(|| format!("{name} is neither f32 nor bf16"))
-}
-
 #[derive(Debug, Args)]
 pub(crate) struct BenchArgs {
     /// Shape of the model: q06b (28 layers, hidden 1024, vocabulary 151,936), small (4 layers,
@@ -33,7 +28,7 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "NAME")]
     pub(super) shape: String,
     /// Number format of the matrix products: f32 or bf16.
-    #[arg(long, value_name = "FORMAT", default_value = "bf16", value_parser = compute)]
+    #[arg(long, value_name = "FORMAT", default_value = "bf16", value_parser = crate::compute)]
     pub(super) compute: Compute,
     /// Threads. Default: all cores.
     #[arg(long, value_name = "N")]
@@ -89,7 +84,7 @@ pub(super) struct ModelArgs {
     #[arg(long, value_name = "N")]
     pub(super) threads: Option<usize>,
     /// Number format of the matrix products: f32 or bf16.
-    #[arg(long, value_name = "FORMAT", default_value = "f32", value_parser = compute)]
+    #[arg(long, value_name = "FORMAT", default_value = "f32", value_parser = crate::compute)]
     pub(super) compute: Compute,
     /// JSON on standard output.
     #[arg(long)]
