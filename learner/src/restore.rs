@@ -363,6 +363,7 @@ fn settings(recipe: &Recipe) -> StepSettings {
                 beta: train.dro_beta() as f32,
             },
         },
+        kl_penalty: train.kl_penalty as f32,
         estimator: match train.advantage {
             Advantage::Grpo => Estimator::Grpo { eps: STD_EPS },
             Advantage::DrGrpo => Estimator::DrGrpo,

@@ -1,4 +1,4 @@
-//! One training step, on one page: rewards → advantages → data → forward and backward → the
+//! One training step: rewards → advantages → data → forward and backward → the
 //! zero-mismatch check → update → the adapter that is published.
 //!
 //! It is a function of the trainer's state and the batch alone, so replaying a step from its
@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use volley_engine::adapter::Adapter;
 use volley_engine::train::{
-    AdamParams, Datum, Estimator, Loss, StepOutput, Trainer, group_advantages,
+    AdamParams, Datum, Estimator, Loss, StepOutput, Trainer, group_advantages, score_all,
 };
 use volley_protocol::fault::{ErrorCode, Fault};
 use volley_protocol::run::StepReport;
@@ -26,6 +26,8 @@ pub(crate) struct PlayedGroup {
 #[derive(Clone, Debug)]
 pub(crate) struct StepSettings {
     pub(crate) loss: Loss,
+    /// Pull towards the base model, per nat of a token's log-ratio to it.
+    pub(crate) kl_penalty: f32,
     pub(crate) estimator: Estimator,
     pub(crate) adam: AdamParams,
     /// Class of this process's arithmetic.
@@ -50,15 +52,15 @@ pub(crate) fn make(
 ) -> Result<Stepped, Fault> {
     let began = Instant::now();
     let mut report = describe(parent, groups);
-    let (data, played) = data(settings, groups, &mut report);
-    let forward = if data.is_empty() {
+    let chosen = choose(settings, groups, &mut report);
+    let played: Vec<&Trajectory> = chosen.iter().map(|(trajectory, _)| *trajectory).collect();
+    let reference = reference(trainer, settings, &played, &mut report)?;
+    let forward = if chosen.is_empty() {
         None
     } else {
-        Some(
-            trainer
-                .forward_backward(&data, &settings.loss)
-                .map_err(|e| Fault::from(&e))?,
-        )
+        let (data, loss) = data(settings, &chosen, &reference);
+        let output = trainer.forward_backward(&data, &loss);
+        Some(output.map_err(|error| Fault::from(&error))?)
     };
     if let Some(output) = &forward {
         check_mismatch(settings, parent, &played, output, &mut report)?;
@@ -128,46 +130,87 @@ fn describe(parent: AdapterVersion, groups: &[PlayedGroup]) -> StepReport {
     report
 }
 
-/// Trajectories with a gradient, as the trainer takes them. The loss is a mean over the sampled
-/// tokens of the batch, so the learning rate means the same whatever the batch's size.
-fn data<'a>(
+/// Trajectories with a gradient, each with its advantage.
+fn choose<'a>(
     settings: &StepSettings,
     groups: &'a [PlayedGroup],
     report: &mut StepReport,
-) -> (Vec<Datum>, Vec<&'a Trajectory>) {
-    let mut chosen: Vec<(&Trajectory, f32)> = Vec::new();
+) -> Vec<(&'a Trajectory, f32)> {
+    let mut chosen = Vec::new();
     for group in groups {
-        let rewards: Vec<f32> = group
-            .members
-            .iter()
-            .map(|t| t.header.reward as f32)
-            .collect();
+        let members = group.members.iter().map(Arc::as_ref);
+        let rewards: Vec<f32> = members.clone().map(|t| t.header.reward as f32).collect();
         let advantages = group_advantages(&rewards, settings.estimator);
         if advantages.zero_variance {
             report.groups_zero_variance += 1;
         } else {
-            chosen.extend(
-                group
-                    .members
-                    .iter()
-                    .map(Arc::as_ref)
-                    .zip(advantages.advantages),
-            );
+            chosen.extend(members.zip(advantages.advantages));
         }
     }
-    let tokens: u64 = chosen
-        .iter()
-        .map(|(trajectory, _)| sampled_tokens(trajectory))
-        .sum();
-    let scale = 1.0 / tokens.max(1) as f32;
     report.tokens_trained = chosen.iter().map(|(t, _)| t.tokens.len() as u64).sum();
+    chosen
+}
+
+/// The base model's log-probabilities of the trajectories' tokens but the first; none without a
+/// penalty. Reports the mean log-ratio of the sampled tokens, an estimate of the KL divergence from
+/// the base model (Schulman 2020, "Approximating KL divergence", k1).
+fn reference(
+    trainer: &Trainer,
+    settings: &StepSettings,
+    played: &[&Trajectory],
+    report: &mut StepReport,
+) -> Result<Vec<Vec<f32>>, Fault> {
+    if settings.kl_penalty == 0.0 || played.is_empty() {
+        return Ok(Vec::new());
+    }
+    let sequences: Vec<&[u32]> = played.iter().map(|t| t.tokens.as_slice()).collect();
+    let scores = score_all(trainer.model(), None, &sequences, trainer.threads());
+    let scores = scores.map_err(|error| Fault::from(&error))?;
+    let (mut sum, mut tokens) = (0.0, 0u64);
+    for (trajectory, scores) in played.iter().zip(&scores) {
+        for (at, score) in scores.iter().enumerate() {
+            if trajectory.sampled[at + 1] != 0 {
+                sum += f64::from(trajectory.logprobs[at + 1]) - f64::from(*score);
+                tokens += 1;
+            }
+        }
+    }
+    let mean = sum / tokens.max(1) as f64;
+    report.metrics.insert("kl_base".to_owned(), mean);
+    Ok(scores)
+}
+
+/// Trajectories as the trainer takes them, and the loss. It is a mean over the sampled tokens of
+/// the batch, so the learning rate means the same whatever the batch's size.
+fn data(
+    settings: &StepSettings,
+    chosen: &[(&Trajectory, f32)],
+    reference: &[Vec<f32>],
+) -> (Vec<Datum>, Loss) {
+    let tokens: u64 = chosen.iter().map(|(t, _)| sampled_tokens(t)).sum();
+    let scale = 1.0 / tokens.max(1) as f32;
     let data = chosen
         .iter()
-        .map(|(trajectory, advantage)| datum(trajectory, advantage * scale));
-    (
-        data.collect(),
-        chosen.iter().map(|(trajectory, _)| *trajectory).collect(),
-    )
+        .enumerate()
+        .map(|(i, (trajectory, advantage))| {
+            let mut datum = datum(trajectory, *advantage);
+            if let Some(reference) = reference.get(i) {
+                let gaps = datum.sampled_logprobs.iter().zip(reference);
+                for ((advantage, weight), (q, base)) in
+                    datum.advantages.iter_mut().zip(&datum.weights).zip(gaps)
+                {
+                    *advantage -= weight * settings.kl_penalty * (q - base);
+                }
+            }
+            datum.advantages.iter_mut().for_each(|a| *a *= scale);
+            datum
+        });
+    let loss = match settings.loss {
+        // Its penalty does not contain the advantage, which carries the scale of the others.
+        Loss::Dro { beta } => Loss::Dro { beta: beta * scale },
+        other => other,
+    };
+    (data.collect(), loss)
 }
 
 /// Entry `t` of the arrays belongs to token `t + 1`: what the forward at `t` predicts.

@@ -26,5 +26,5 @@ pub use adamw::AdamParams;
 pub use advantage::{Estimator, GroupAdvantages, group_advantages};
 pub use batch::Datum;
 pub use loss::{Loss, LossMetrics, LossSums, LossTerm, LossToken};
-pub use policy::{Generated, generate, score};
+pub use policy::{Generated, generate, score, score_all};
 pub use trainer::{NamedGrad, OptimOutput, StepOutput, Trainer};

@@ -10,7 +10,7 @@ use volley_engine::cpu::threads::Threads;
 use volley_engine::model::Model;
 use volley_engine::safetensors::{Dtype, SafetensorsFile, TensorData, serialize};
 use volley_engine::sampler::SamplingParams;
-use volley_engine::train::{AdamParams, Datum, Loss, Trainer, generate, score};
+use volley_engine::train::{AdamParams, Datum, Loss, Trainer, generate, score, score_all};
 
 const LOSS: Loss = Loss::ImportanceSampling;
 
@@ -91,6 +91,26 @@ fn check_logprobs(mut trainer: Trainer) {
         (output.metrics.ratio_min, output.metrics.ratio_max),
         (1.0, 1.0)
     );
+}
+
+#[test]
+fn scores_of_many_are_the_scores_of_each() {
+    let trainer = trainer(2);
+    let data = rollouts(&trainer, 30);
+    let long: Vec<u32> = (0..700).map(|i| i * 31 % 500).collect();
+    let mut sequences: Vec<&[u32]> = data.iter().map(|datum| datum.tokens.as_slice()).collect();
+    sequences.insert(7, &long);
+    let (model, threads) = (trainer.model(), Threads::new(2));
+    let together = score_all(model, None, &sequences, &threads).expect("they fit");
+    assert_eq!(together.len(), sequences.len());
+    for (tokens, scores) in sequences.iter().zip(together) {
+        assert_eq!(
+            scores,
+            score(model, None, tokens, &Threads::new(1)).expect("it fits")
+        );
+    }
+    sequences.push(&[1]);
+    assert!(score_all(model, None, &sequences, &threads).is_err());
 }
 
 #[test]

@@ -20,6 +20,8 @@ pub(crate) struct Recipe {
     pub(crate) group_size: u64,
     /// Number format of the matrix products.
     pub(crate) compute: &'static str,
+    /// Pull towards the base model.
+    pub(crate) kl_penalty: f64,
 }
 
 impl Recipe {
@@ -28,6 +30,7 @@ impl Recipe {
         groups: 4,
         group_size: 4,
         compute: "f32",
+        kl_penalty: 0.0,
     };
 
     /// Long enough to be met in the middle, on fast machines, too.
@@ -36,6 +39,7 @@ impl Recipe {
         groups: 16,
         group_size: 8,
         compute: "f32",
+        kl_penalty: 0.0,
     };
 
     pub(crate) fn rollouts(&self) -> u64 {
@@ -45,7 +49,7 @@ impl Recipe {
     pub(crate) fn text(&self) -> String {
         let (model, steps) = (model(), self.steps);
         let (groups, group_size) = (self.groups, self.group_size);
-        let compute = self.compute;
+        let (compute, kl_penalty) = (self.compute, self.kl_penalty);
         format!(
             r#"name = "small"
 model = {model:?}
@@ -58,6 +62,7 @@ groups_per_step = {groups}
 group_size = {group_size}
 learning_rate = 7e-4
 loss = "importance_sampling"
+kl_penalty = {kl_penalty:?}
 advantage = "grpo"
 schedule = "sync"
 first_instance = 5000000

@@ -55,6 +55,25 @@ fn a_run_in_bfloat16_has_no_mismatch_either() {
 }
 
 #[test]
+fn a_pull_towards_the_base_is_reported_and_changes_what_is_learnt() {
+    let adapter_of = |kl_penalty| {
+        let home = Home::new();
+        let recipe = Recipe {
+            kl_penalty,
+            ..Recipe::TINY
+        };
+        let done = recipe.start(&home).end().with(0);
+        let step = event(&done.objects(), "step");
+        let kl = step["report"]["metrics"]["kl_base"].as_f64();
+        (kl, adapter(&home.path("run"), Recipe::TINY.steps))
+    };
+    let (free, pulled) = (adapter_of(0.0), adapter_of(0.5));
+    assert_eq!(free.0, None);
+    assert!(pulled.0.is_some_and(f64::is_finite), "{:?}", pulled.0);
+    assert_ne!(free.1, pulled.1);
+}
+
+#[test]
 fn a_tiny_run_trains_without_mismatch_and_leaves_everything_behind() {
     let home = Home::new();
     let done = Recipe::TINY.start(&home).end().with(0);

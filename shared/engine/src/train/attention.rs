@@ -8,9 +8,13 @@
 //! dS = P * (dP - D)      dQ = scale dS K      dK = scale dS^T Q
 //! ```
 //!
-//! `P` is computed again from `Q` and `K`: keeping it would cost `[heads, T, T]` per layer. A key
-//! head collects from its query heads in their order, and from the queries in theirs.
+//! `P` is computed again from `Q` and `K`: keeping it would cost `[heads, T, T]` per layer. Queries
+//! come in blocks, whose five products are products of whole matrices. A key head collects from its
+//! query heads in their order, and from the blocks in theirs.
 
+use std::ops::Range;
+
+use super::matmul::{Left, Packing, Sizes, Start, matmul};
 use crate::cpu::attention::Heads;
 use crate::cpu::gemm::{load_part, store_part};
 use crate::cpu::math::exp;
@@ -44,12 +48,26 @@ pub(super) struct Outputs<'a> {
     pub(super) dv: &'a mut [f32],
 }
 
-/// Buffers that are used again for every sequence.
+/// Queries of one block: the probabilities of a block are `[QUERIES, keys]`, 64 KiB at 256 keys.
+const QUERIES: usize = 64;
+
+/// Buffers that are used again for every sequence. Those of a head are contiguous copies of its
+/// part of the rows, so that every product is one of whole matrices.
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
-    /// Keys and values of one head, `[dim, T]`: scores of one query are then sums of whole rows.
+    packing: Packing,
+    /// `[positions, dim]` of one key head, and the derivatives by them.
     keys: Vec<f32>,
     values: Vec<f32>,
+    dkeys: Vec<f32>,
+    dvalues: Vec<f32>,
+    /// `[dim, keys seen]`
+    transposed: Vec<f32>,
+    /// `[block, dim]` of one query head.
+    queries: Vec<f32>,
+    douts: Vec<f32>,
+    dqueries: Vec<f32>,
+    /// `[block, keys seen]`
     probs: Vec<f32>,
     dprobs: Vec<f32>,
 }
@@ -63,112 +81,181 @@ pub(super) fn backward(
     outputs: &mut Outputs<'_>,
     scratch: &mut Scratch,
 ) {
-    let group = heads.queries / heads.kv;
+    let (group, dim) = (heads.queries / heads.kv, heads.dim);
+    let (prefix, positions) = (
+        sequence.prefix.len(),
+        sequence.prefix.len() + sequence.own.len(),
+    );
     for key_head in 0..heads.kv {
-        transpose_head(&mut scratch.keys, inputs.k, sequence, heads, key_head);
-        transpose_head(&mut scratch.values, inputs.v, sequence, heads, key_head);
+        let part = HeadPart {
+            sequence,
+            stride: heads.kv * dim,
+            offset: key_head * dim,
+            dim,
+        };
+        part.gather(&mut scratch.keys, inputs.k, 0..positions);
+        part.gather(&mut scratch.values, inputs.v, 0..positions);
+        for derivative in [&mut scratch.dkeys, &mut scratch.dvalues] {
+            derivative.clear();
+            derivative.resize(positions * dim, 0.0);
+        }
         for query_head in key_head * group..(key_head + 1) * group {
-            isa.dispatch(Head {
-                heads,
-                sequence,
-                key_head,
-                query_head,
-                inputs,
-                outputs,
-                scratch,
-            });
+            for first in (prefix..positions).step_by(QUERIES) {
+                let block = Block {
+                    isa,
+                    heads,
+                    queries: first..positions.min(first + QUERIES),
+                    part: HeadPart {
+                        stride: heads.queries * dim,
+                        offset: query_head * dim,
+                        ..part
+                    },
+                };
+                block.run(inputs, outputs, scratch);
+            }
+        }
+        part.scatter_add(outputs.dk, &scratch.dkeys, 0..positions);
+        part.scatter_add(outputs.dv, &scratch.dvalues, 0..positions);
+    }
+}
+
+/// One head's part of a sequence's rows.
+#[derive(Clone, Copy)]
+struct HeadPart<'a> {
+    sequence: &'a SequenceRows,
+    /// Values of a row of all heads.
+    stride: usize,
+    /// Where the head begins in it.
+    offset: usize,
+    dim: usize,
+}
+
+impl HeadPart<'_> {
+    /// Copies the head's part of some positions.
+    fn gather(self, to: &mut Vec<f32>, from: &[f32], positions: Range<usize>) {
+        to.clear();
+        for position in positions {
+            let at = self.sequence.row_of(position) * self.stride + self.offset;
+            to.extend_from_slice(&from[at..at + self.dim]);
+        }
+    }
+
+    /// Adds the head's part of some positions to the rows.
+    fn scatter_add(self, to: &mut [f32], from: &[f32], positions: Range<usize>) {
+        for (position, from) in positions.zip(from.chunks_exact(self.dim)) {
+            let at = self.sequence.row_of(position) * self.stride + self.offset;
+            let to = &mut to[at..at + self.dim];
+            to.iter_mut().zip(from).for_each(|(to, from)| *to += from);
         }
     }
 }
 
-/// One query head.
-struct Head<'a, 'b> {
+/// Some queries of one head, by position.
+struct Block<'a> {
+    isa: Isa,
     heads: Heads,
-    sequence: &'a SequenceRows,
-    key_head: usize,
-    query_head: usize,
-    inputs: Inputs<'a>,
-    outputs: &'a mut Outputs<'b>,
-    scratch: &'a mut Scratch,
+    queries: Range<usize>,
+    part: HeadPart<'a>,
 }
 
-impl Kernel for Head<'_, '_> {
+impl Block<'_> {
+    fn run(&self, inputs: Inputs<'_>, outputs: &mut Outputs<'_>, scratch: &mut Scratch) {
+        let Scratch {
+            packing,
+            keys,
+            values,
+            dkeys,
+            dvalues,
+            transposed,
+            queries,
+            douts,
+            dqueries,
+            probs,
+            dprobs,
+        } = scratch;
+        let (isa, dim, m) = (self.isa, self.heads.dim, self.queries.len());
+        // The keys that some query of the block sees.
+        let seen = self.heads.first_key(self.queries.start)..self.queries.end;
+        let n = seen.len();
+        let of_keys = seen.start * dim..seen.end * dim;
+        self.part.gather(queries, inputs.q, self.queries.clone());
+        self.part.gather(douts, inputs.dout, self.queries.clone());
+        for (products, left, right) in [
+            (&mut *probs, &*queries, &keys[of_keys.clone()]),
+            (&mut *dprobs, &*douts, &values[of_keys.clone()]),
+        ] {
+            transpose(transposed, right, dim);
+            products.resize(m * n, 0.0);
+            let sizes = Sizes { m, k: dim, n };
+            let left = Left::Rows(left);
+            matmul(isa, packing, Start::Zero, products, left, transposed, sizes);
+        }
+        for (row, position) in self.queries.clone().enumerate() {
+            let at = self.part.sequence.row_of(position) * self.part.stride + self.part.offset;
+            isa.dispatch(Row {
+                scale: self.heads.scale,
+                seen: self.heads.first_key(position) - seen.start..position + 1 - seen.start,
+                probs: &mut probs[row * n..][..n],
+                dprobs: &mut dprobs[row * n..][..n],
+                dout: &douts[row * dim..][..dim],
+                out: &inputs.out[at..at + dim],
+            });
+        }
+        dqueries.resize(m * dim, 0.0);
+        let (dscores, back) = (Left::Rows(dprobs), &keys[of_keys.clone()]);
+        let sizes = Sizes { m, k: n, n: dim };
+        matmul(isa, packing, Start::Zero, dqueries, dscores, back, sizes);
+        self.part
+            .scatter_add(outputs.dq, dqueries, self.queries.clone());
+        for (derivative, left, right) in [(dkeys, &*dprobs, &*queries), (dvalues, &*probs, &*douts)]
+        {
+            let sizes = Sizes { m: n, k: m, n: dim };
+            let (derivative, left) = (&mut derivative[of_keys.clone()], Left::Columns(left));
+            matmul(isa, packing, Start::Old, derivative, left, right, sizes);
+        }
+    }
+}
+
+/// One query: `probs` are its scores and become probabilities, `dprobs` becomes the derivative by
+/// the scores; both zero where the query does not see the key.
+struct Row<'a> {
+    scale: f32,
+    seen: Range<usize>,
+    probs: &'a mut [f32],
+    dprobs: &'a mut [f32],
+    dout: &'a [f32],
+    out: &'a [f32],
+}
+
+impl Kernel for Row<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self {
-            heads,
-            sequence,
-            key_head,
-            query_head,
-            inputs,
-            outputs,
-            scratch,
-        } = self;
-        let Heads {
-            queries,
-            kv: keys,
-            dim,
-            scale,
-            ..
-        } = heads;
-        let prefix = sequence.prefix.len();
-        let rows = prefix + sequence.own.len();
-        scratch.probs.resize(rows, 0.0);
-        scratch.dprobs.resize(rows, 0.0);
-        for i in prefix..rows {
-            let at = (sequence.row_of(i) * queries + query_head) * dim;
-            let (query, dout) = (&inputs.q[at..at + dim], &inputs.dout[at..at + dim]);
-            let first = heads.first_key(i);
-            let probs = &mut scratch.probs[first..=i];
-            let dprobs = &mut scratch.dprobs[first..=i];
-            row_times_columns(s, probs, query, &scratch.keys[first..], rows);
-            softmax(s, probs, scale);
-            row_times_columns(s, dprobs, dout, &scratch.values[first..], rows);
-            let pull = dot(s, dout, &inputs.out[at..at + dim]);
-            let dq = &mut outputs.dq[at..at + dim];
-            for (j, (p, dp)) in (first..).zip(probs.iter().zip(dprobs)) {
-                let key_at = (sequence.row_of(j) * keys + key_head) * dim;
-                let ds = scale * p * (*dp - pull);
-                axpy(s, dq, ds, &inputs.k[key_at..key_at + dim]);
-                axpy(s, &mut outputs.dk[key_at..key_at + dim], ds, query);
-                axpy(s, &mut outputs.dv[key_at..key_at + dim], *p, dout);
-            }
+        for values in [&mut *self.probs, &mut *self.dprobs] {
+            values[..self.seen.start].fill(0.0);
+            values[self.seen.end..].fill(0.0);
+        }
+        let probs = &mut self.probs[self.seen.clone()];
+        softmax(s, probs, self.scale);
+        let pull = s.splat(dot(s, self.dout, self.out));
+        let scale = s.splat(self.scale);
+        let dprobs = self.dprobs[self.seen].chunks_mut(LANES);
+        for (dp, p) in dprobs.zip(probs.chunks(LANES)) {
+            let weight = s.mul(scale, load_part(s, p));
+            store_part(s, dp, s.mul(weight, s.sub(load_part(s, dp), pull)));
         }
     }
 }
 
-/// `[dim, positions]` from the rows of one key head.
-fn transpose_head(
-    to: &mut Vec<f32>,
-    from: &[f32],
-    sequence: &SequenceRows,
-    heads: Heads,
-    key_head: usize,
-) {
-    let rows = sequence.prefix.len() + sequence.own.len();
-    to.resize(rows * heads.dim, 0.0);
-    for t in 0..rows {
-        let at = (sequence.row_of(t) * heads.kv + key_head) * heads.dim;
-        let head = &from[at..at + heads.dim];
-        for (d, value) in head.iter().enumerate() {
-            to[d * rows + t] = *value;
+/// `[dim, rows]` from `[rows, dim]`.
+fn transpose(to: &mut Vec<f32>, from: &[f32], dim: usize) {
+    let rows = from.len() / dim;
+    to.resize(from.len(), 0.0);
+    for (row, values) in from.chunks_exact(dim).enumerate() {
+        for (d, value) in values.iter().enumerate() {
+            to[d * rows + row] = *value;
         }
-    }
-}
-
-/// `out[j] = sum over d of row[d] * columns[d, j]`, for the first `out.len()` columns; rows of
-/// `columns` lie `stride` apart.
-#[inline(always)]
-fn row_times_columns<S: Simd>(s: S, out: &mut [f32], row: &[f32], columns: &[f32], stride: usize) {
-    for (block, out) in out.chunks_mut(LANES).enumerate() {
-        let mut sum = s.splat(0.0);
-        for (d, value) in row.iter().enumerate() {
-            let lanes = load_part(s, &columns[d * stride + block * LANES..][..out.len()]);
-            sum = s.fma(s.splat(*value), lanes, sum);
-        }
-        store_part(s, out, sum);
     }
 }
 
@@ -204,15 +291,6 @@ fn dot<S: Simd>(s: S, a: &[f32], b: &[f32]) -> f32 {
         sum = s.fma(load_part(s, a), load_part(s, b), sum);
     }
     sum_lanes(s, sum)
-}
-
-/// `y += factor * x`.
-#[inline(always)]
-fn axpy<S: Simd>(s: S, y: &mut [f32], factor: f32, x: &[f32]) {
-    let factor = s.splat(factor);
-    for (y, x) in y.chunks_mut(LANES).zip(x.chunks(LANES)) {
-        store_part(s, y, s.fma(factor, load_part(s, x), load_part(s, y)));
-    }
 }
 
 #[cfg(test)]

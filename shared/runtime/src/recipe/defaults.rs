@@ -16,6 +16,7 @@ impl Default for Train {
             clip_low: None,
             clip_high: None,
             dro_beta: None,
+            kl_penalty: 0.0,
             advantage: Advantage::default(),
             schedule: Schedule::default(),
             max_staleness: 1,

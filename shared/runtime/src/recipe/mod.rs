@@ -77,6 +77,9 @@ pub struct Train {
     /// Strength of the pull towards the sampler, for `dro` (default 0.05).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dro_beta: Option<f64>,
+    /// Pull towards the base model: this much of a token's log-ratio to it, in nats, is taken off
+    /// the token's advantage. Costs a forward pass more. Default 0.
+    pub kl_penalty: f64,
     /// How rewards become advantages. Default `grpo`.
     pub advantage: Advantage,
     /// `sync`: every rollout of a step is played by the newest version. `async`: rollouts run

@@ -149,7 +149,8 @@ fn loss(recipe: &Recipe) -> Result<(), Violation> {
         within("train.clip_low", low, 0.0..=1.0)?;
         within("train.clip_high", high, 1.0..=1e6)?;
     }
-    within("train.dro_beta", train.dro_beta(), 0.0..=1e3)
+    within("train.dro_beta", train.dro_beta(), 0.0..=1e3)?;
+    within("train.kl_penalty", train.kl_penalty, 0.0..=1e3)
 }
 
 fn optimiser(recipe: &Recipe) -> Result<(), Violation> {
