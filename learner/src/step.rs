@@ -237,9 +237,14 @@ fn check_mismatch(
     report: &mut StepReport,
 ) -> Result<(), Fault> {
     let mut worst: Option<(f32, &Trajectory, usize)> = None;
+    let mut others = 0;
     for (trajectory, learned) in played.iter().zip(&output.logprobs) {
         let header = &trajectory.header;
-        if header.version != Some(parent) || header.numerics != settings.numerics {
+        if header.numerics != settings.numerics {
+            others += sampled_tokens(trajectory);
+            continue;
+        }
+        if header.version != Some(parent) {
             continue;
         }
         for (at, learned) in learned.iter().enumerate() {
@@ -253,6 +258,11 @@ fn check_mismatch(
                 worst = Some((gap, trajectory, at + 1));
             }
         }
+    }
+    if others > 0 {
+        // Not an error, but nobody should take such a step for a checked one.
+        let name = "tokens_other_numerics".to_owned();
+        report.metrics.insert(name, others as f64);
     }
     let Some((gap, trajectory, at)) = worst else {
         return Ok(());

@@ -8,6 +8,10 @@ use serde_json::{Map, Value};
 use super::{Activation, Architecture, ModelConfig};
 use crate::error::EngineError;
 
+/// What transformers takes for `head_dim` and `query_pre_attn_scalar` of Gemma 3 where a file does
+/// not say them.
+const GEMMA3_HEAD_DIM: usize = 256;
+
 /// Where a complaint points to.
 pub(super) struct At {
     file: PathBuf,
@@ -155,6 +159,7 @@ pub(super) fn parse(at: &At, bytes: &[u8]) -> Result<ModelConfig, EngineError> {
     let (ropes, attention) = raw.attention(at, &switches)?;
     let head_dim = match raw.head_dim {
         Some(head_dim) => head_dim,
+        None if switches.gemma => GEMMA3_HEAD_DIM,
         None => raw.hidden_size / raw.num_attention_heads.max(1),
     };
     let root = |value: f64| value.powf(-0.5) as f32;
@@ -180,9 +185,10 @@ pub(super) fn parse(at: &At, bytes: &[u8]) -> Result<ModelConfig, EngineError> {
         } else {
             1.0
         },
-        attention_scale: match raw.query_pre_attn_scalar.filter(|_| switches.gemma) {
-            Some(scalar) => root(scalar),
-            None => root(head_dim as f64),
+        attention_scale: if switches.gemma {
+            root(raw.query_pre_attn_scalar.unwrap_or(GEMMA3_HEAD_DIM as f64))
+        } else {
+            root(head_dim as f64)
         },
         ropes,
         attention,

@@ -21,8 +21,9 @@ pub(super) struct Bundle {
 /// costs about as much as computing a few rows of them again.
 const PREFIX_MIN: usize = 8;
 
-/// Joins neighbours as long as that saves rows. `inputs` are the data's input tokens.
-pub(super) fn bundles<'a>(inputs: impl Iterator<Item = &'a [u32]>) -> Vec<Bundle> {
+/// Joins neighbours as long as that saves rows and the bundle has at most `rows_max`: what a bundle
+/// leaves behind for its backward pass is in memory at once. `inputs` are the data's input tokens.
+pub(super) fn bundles<'a>(inputs: impl Iterator<Item = &'a [u32]>, rows_max: usize) -> Vec<Bundle> {
     let mut bundles: Vec<Bundle> = Vec::new();
     // What the members of the last bundle have in common.
     let mut common: &[u32] = &[];
@@ -35,12 +36,12 @@ pub(super) fn bundles<'a>(inputs: impl Iterator<Item = &'a [u32]>) -> Vec<Bundle
                 .count();
             // k members with a prefix of p rows save (k - 1) p of them.
             let (saved, would_save) = ((last.members - 1) * last.prefix, last.members * shared);
-            if shared >= PREFIX_MIN && would_save >= saved {
-                let total = last.rows + saved + tokens.len();
+            let rows = last.rows + saved + tokens.len() - would_save;
+            if shared >= PREFIX_MIN && would_save >= saved && rows <= rows_max {
                 *last = Bundle {
                     members: last.members + 1,
                     prefix: shared,
-                    rows: total - would_save,
+                    rows,
                 };
                 common = &common[..shared];
                 continue;
@@ -97,7 +98,7 @@ mod tests {
     use super::*;
 
     fn of(sequences: &[&[u32]]) -> Vec<Bundle> {
-        bundles(sequences.iter().copied())
+        bundles(sequences.iter().copied(), 1000)
     }
 
     const fn bundle(members: usize, prefix: usize, rows: usize) -> Bundle {
@@ -127,6 +128,18 @@ mod tests {
         let all: Vec<&[u32]> = group.iter().chain(&other).map(Vec::as_slice).collect();
         let expected = [bundle(3, 9, 9 + 3 + 4 + 1), bundle(2, 8, 8 + 1 + 1)];
         assert_eq!(of(&all), expected);
+    }
+
+    #[test]
+    fn a_bundle_stays_within_the_budget() {
+        let members: Vec<Vec<u32>> = (0..50).map(|i| after(20, &[i; 30])).collect();
+        let found = bundles(members.iter().map(Vec::as_slice), 120);
+        assert!(found.iter().all(|bundle| bundle.rows <= 120), "{found:?}");
+        assert_eq!(found[0], bundle(3, 20, 110));
+        assert_eq!(found.iter().map(|bundle| bundle.members).sum::<usize>(), 50);
+        let long = after(500, &[]);
+        let alone = bundles([long.as_slice(), &long].into_iter(), 120);
+        assert_eq!(alone, [bundle(1, 0, 500), bundle(1, 0, 500)]);
     }
 
     #[test]

@@ -23,7 +23,7 @@ use crate::model::Model;
 
 /// Positions of one micro-batch. Large enough for whole tiles of every product, small enough that
 /// what the layers leave behind (about 17 vectors of their width per position) stays bounded.
-const MICRO_BATCH_ROWS: usize = 512;
+const MICRO_BATCH_ROWS: usize = 1024;
 
 /// What a forward and backward pass reports.
 #[derive(Clone, Debug, PartialEq)]
@@ -172,7 +172,7 @@ impl Trainer {
 
     /// Runs all micro-batches; returns the log-probabilities per datum.
     fn accumulate(&mut self, data: &[Datum], loss: &Loss) -> Result<Vec<Vec<f32>>, EngineError> {
-        let bundles = bundles(data.iter().map(Datum::inputs));
+        let bundles = bundles(data.iter().map(Datum::inputs), self.micro_batch_rows);
         // First datum of each bundle, and the end.
         let mut firsts = vec![0];
         firsts.extend(bundles.iter().scan(0, |sum, bundle| {

@@ -78,7 +78,8 @@ pub struct Train {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dro_beta: Option<f64>,
     /// Pull towards the base model: this much of a token's log-ratio to it, in nats, is taken off
-    /// the token's advantage. Costs a forward pass more. Default 0.
+    /// the token's advantage. Groups without any difference in reward are dropped before. Costs a
+    /// forward pass more. Default 0.
     pub kl_penalty: f64,
     /// How rewards become advantages. Default `grpo`.
     pub advantage: Advantage,

@@ -137,7 +137,7 @@ fn every_bad_value_of_the_other_sections_too() {
         ("[lora]\nrank = 0", "`lora.rank` is 0; allowed is 1 to 512"),
         (
             "[sampling]\ntemperature = -1",
-            "`sampling.temperature` is -1; allowed is 0 to 100",
+            "`sampling.temperature` is -1; allowed is more than 0, at most 100",
         ),
         (
             "[workers]\ncount = 0",
