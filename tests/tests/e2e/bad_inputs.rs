@@ -57,7 +57,7 @@ fn a_recipe_with_mistakes() {
     let done = train(&home, "\nsteps", "\nstps");
     let parts = [
         "error[CONFIG_INVALID]",
-        "recipe.toml:6:1",
+        "recipe.toml:7:1",
         "`stps`",
         "did you mean `steps`?",
     ];
@@ -65,9 +65,9 @@ fn a_recipe_with_mistakes() {
     let done = train(&home, "\"routing\"", "\"rooting\"");
     assert_told(done, 2, &["error[ENV_UNKNOWN]", "routing"]);
     let done = train(&home, "rank = 16", "rank = \"many\"");
-    assert_told(done, 78, &["error[CONFIG_INVALID]", "recipe.toml:16:"]);
+    assert_told(done, 78, &["error[CONFIG_INVALID]", "recipe.toml:18:"]);
     let done = train(&home, "[lora]", "[lora");
-    assert_told(done, 78, &["error[CONFIG_INVALID]", "recipe.toml:15:"]);
+    assert_told(done, 78, &["error[CONFIG_INVALID]", "recipe.toml:17:"]);
 }
 
 #[test]
