@@ -45,7 +45,13 @@ pub(crate) trait Simd: Copy {
     fn odd(self, pairs: Self::P) -> Self::V;
     /// `fma(x.even, w.even, fma(x.odd, w.odd, acc))`, with subnormal elements and results as
     /// zero. `acc` is not subnormal (see [`Self::flush`]).
-    fn dot2(self, acc: Self::V, x: Self::P, w: Self::P) -> Self::V;
+    #[inline(always)]
+    fn dot2(self, acc: Self::V, x: Self::P, w: Self::P) -> Self::V {
+        let odd = self.fma(self.flush(self.odd(x)), self.flush(self.odd(w)), acc);
+        let acc = self.flush(odd);
+        let even = self.fma(self.flush(self.even(x)), self.flush(self.even(w)), acc);
+        self.flush(even)
+    }
     /// Zero where a lane is subnormal.
     fn flush(self, v: Self::V) -> Self::V;
     /// Writes sixteen values.

@@ -80,13 +80,6 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
-    fn dot2(self, acc: V, x: P, w: P) -> V {
-        let odd = self.fma(self.flush(self.odd(x)), self.flush(self.odd(w)), acc);
-        let acc = self.flush(odd);
-        let even = self.fma(self.flush(self.even(x)), self.flush(self.even(w)), acc);
-        self.flush(even)
-    }
-    #[inline(always)]
     fn flush(self, v: V) -> V {
         unsafe {
             let sign = _mm256_set1_ps(-0.0);

@@ -64,13 +64,6 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
-    fn dot2(self, acc: __m512, x: __m512i, w: __m512i) -> __m512 {
-        let odd = self.fma(self.flush(self.odd(x)), self.flush(self.odd(w)), acc);
-        let acc = self.flush(odd);
-        let even = self.fma(self.flush(self.even(x)), self.flush(self.even(w)), acc);
-        self.flush(even)
-    }
-    #[inline(always)]
     fn flush(self, v: __m512) -> __m512 {
         unsafe {
             let bits = _mm512_castps_si512(v);

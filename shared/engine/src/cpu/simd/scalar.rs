@@ -43,13 +43,6 @@ impl Simd for Scalar {
         pairs.map(|pair| f32::from_bits(pair & 0xFFFF_0000))
     }
     #[inline(always)]
-    fn dot2(self, acc: V, x: [u32; LANES], w: [u32; LANES]) -> V {
-        let odd = self.fma(self.flush(self.odd(x)), self.flush(self.odd(w)), acc);
-        let acc = self.flush(odd);
-        let even = self.fma(self.flush(self.even(x)), self.flush(self.even(w)), acc);
-        self.flush(even)
-    }
-    #[inline(always)]
     fn flush(self, v: V) -> V {
         v.map(|v| {
             if v.abs() < f32::MIN_POSITIVE {
