@@ -1,4 +1,10 @@
-//! Keys and values of one sequence, in the order in which attention reads them.
+//! Keys and values of one sequence, in pages that sequences share.
+//!
+//! A page holds sixteen tokens of one layer. A fork shares all pages; whoever writes to a page
+//! that another sequence holds too copies that one first. So the members of a group, and prompts
+//! with a common beginning, keep one copy of it, whatever they go on with.
+
+use std::sync::Arc;
 
 use crate::config::ModelConfig;
 use crate::cpu::LANES;
@@ -36,31 +42,37 @@ impl KvCache {
     /// Keeps the first `n` tokens; nothing happens when there are no more than that.
     pub fn truncate(&mut self, n: usize) {
         self.len = self.len.min(n);
+        let pages = self.len.div_ceil(LANES);
+        (self.layers.iter_mut()).for_each(|layer| layer.pages.truncate(pages));
     }
 
     /// A copy that continues on its own: what it computes is, to the bit, what this one would.
+    /// It costs no memory but for the pages that either of the two writes to later.
     #[must_use]
     pub fn fork(&self) -> Self {
-        let layers = self
-            .layers
-            .iter()
-            .map(|layer| layer.prefix(self.len))
-            .collect();
+        let pages = self.len.div_ceil(LANES);
         Self {
-            layers,
+            layers: self.layers.iter().map(|layer| layer.first(pages)).collect(),
             len: self.len,
         }
     }
 
-    /// Bytes in use.
+    /// Bytes of all pages.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        let vectors = self
-            .layers
-            .iter()
-            .map(|l| l.keys.len() + l.values.len())
-            .sum::<usize>();
-        vectors * size_of::<[f32; LANES]>()
+        self.bytes_where(|_| true)
+    }
+
+    /// Bytes of the pages that no other cache holds.
+    #[must_use]
+    pub fn own_bytes(&self) -> usize {
+        self.bytes_where(|page| Arc::strong_count(page) == 1)
+    }
+
+    fn bytes_where(&self, counts: impl Fn(&Page) -> bool) -> usize {
+        let pages = self.layers.iter().flat_map(|layer| &layer.pages);
+        let bytes = |page: &Page| size_of_val::<[[f32; LANES]]>(page);
+        pages.filter(|page| counts(page)).map(bytes).sum()
     }
 
     /// Whether the cache was made for a model of these sizes.
@@ -82,17 +94,19 @@ impl KvCache {
     }
 }
 
-/// One layer of a cache.
+/// Vectors of one page: for each head its keys, then for each head its values.
 ///
-/// Keys: `[block][kv head][d]` vectors of sixteen keys, so that a block of scores is a matrix
-/// product whose outputs are keys. Values: `[block][kv head][d / 16][key]` vectors of sixteen
-/// elements of the head. Blocks of sixteen tokens are counted from position 0.
+/// Keys: `head_dim` vectors of the sixteen tokens' keys, so that a page of scores is a matrix
+/// product whose outputs are keys. Values: for each sixteen elements of the head, one vector per
+/// token.
+type Page = Arc<[[f32; LANES]]>;
+
+/// One layer of a cache: pages of sixteen tokens, counted from position 0.
 #[derive(Debug, Clone)]
 pub struct LayerCache {
     kv_heads: usize,
     head_dim: usize,
-    keys: Vec<[f32; LANES]>,
-    values: Vec<[f32; LANES]>,
+    pages: Vec<Page>,
 }
 
 impl LayerCache {
@@ -102,8 +116,7 @@ impl LayerCache {
         Self {
             kv_heads,
             head_dim,
-            keys: Vec::new(),
-            values: Vec::new(),
+            pages: Vec::new(),
         }
     }
 
@@ -118,20 +131,30 @@ impl LayerCache {
             k.len() == v.len() && k.len().is_multiple_of(width),
             "rows of {width}"
         );
+        let (mut k, mut v, mut position) = (k, v, position);
         self.grow(position + k.len() / width);
-        for (i, (k, v)) in k.chunks_exact(width).zip(v.chunks_exact(width)).enumerate() {
-            let (block, lane) = ((position + i) / LANES, (position + i) % LANES);
+        while !k.is_empty() {
+            let (page, lane) = (position / LANES, position % LANES);
+            let rows = (LANES - lane).min(k.len() / width);
+            let ((k_page, k_after), (v_page, v_after)) =
+                (k.split_at(rows * width), v.split_at(rows * width));
+            let page = Arc::make_mut(&mut self.pages[page]);
+            let (keys, values) = page.split_at_mut(width);
             for head in 0..self.kv_heads {
-                let slot = block * self.kv_heads + head;
-                let keys = &mut self.keys[slot * dim..][..dim];
-                for (to, &value) in keys.iter_mut().zip(&k[head * dim..]) {
-                    to[lane] = value;
+                let keys = &mut keys[head * dim..][..dim];
+                for (row, k) in k_page.chunks_exact(width).enumerate() {
+                    for (to, &value) in keys.iter_mut().zip(&k[head * dim..]) {
+                        to[lane + row] = value;
+                    }
                 }
-                let values = &mut self.values[slot * panels * LANES..][..panels * LANES];
-                for (panel, part) in v[head * dim..][..dim].chunks(LANES).enumerate() {
-                    values[panel * LANES + lane][..part.len()].copy_from_slice(part);
+                let values = &mut values[head * panels * LANES..][..panels * LANES];
+                for (row, v) in v_page.chunks_exact(width).enumerate() {
+                    for (panel, part) in v[head * dim..][..dim].chunks(LANES).enumerate() {
+                        values[panel * LANES + lane + row][..part.len()].copy_from_slice(part);
+                    }
                 }
             }
+            (k, v, position) = (k_after, v_after, position + rows);
         }
     }
 
@@ -140,35 +163,34 @@ impl LayerCache {
         self.head_dim.div_ceil(LANES)
     }
 
-    /// `head_dim` vectors of the sixteen keys of a block.
+    /// `head_dim` vectors of the sixteen keys of a page.
     #[inline(always)]
-    pub(crate) fn key_panel(&self, block: usize, head: usize) -> &[[f32; LANES]] {
-        &self.keys[(block * self.kv_heads + head) * self.head_dim..][..self.head_dim]
+    pub(crate) fn key_panel(&self, page: usize, head: usize) -> &[[f32; LANES]] {
+        &self.pages[page][head * self.head_dim..][..self.head_dim]
     }
 
-    /// For each of the sixteen keys of a block, sixteen elements of its value.
+    /// For each of the sixteen keys of a page, sixteen elements of its value.
     #[inline(always)]
-    pub(crate) fn value_panel(&self, block: usize, head: usize, panel: usize) -> &[[f32; LANES]] {
-        let slot = (block * self.kv_heads + head) * self.value_panels() + panel;
-        &self.values[slot * LANES..][..LANES]
+    pub(crate) fn value_panel(&self, page: usize, head: usize, panel: usize) -> &[[f32; LANES]] {
+        let keys = self.kv_heads * self.head_dim;
+        let at = keys + (head * self.value_panels() + panel) * LANES;
+        &self.pages[page][at..][..LANES]
     }
 
     fn grow(&mut self, tokens: usize) {
-        let slots = tokens.div_ceil(LANES) * self.kv_heads;
-        if self.keys.len() < slots * self.head_dim {
-            let panels = self.value_panels();
-            self.keys.resize(slots * self.head_dim, [0.0; LANES]);
-            self.values.resize(slots * panels * LANES, [0.0; LANES]);
+        let vectors = self.kv_heads * (self.head_dim + self.value_panels() * LANES);
+        let empty = || std::iter::repeat_n([0.0; LANES], vectors).collect();
+        let pages = tokens.div_ceil(LANES);
+        if self.pages.len() < pages {
+            self.pages.resize_with(pages, empty);
         }
     }
 
-    fn prefix(&self, tokens: usize) -> Self {
-        let slots = tokens.div_ceil(LANES) * self.kv_heads;
+    /// The same pages, but no more than `pages` of them.
+    fn first(&self, pages: usize) -> Self {
         Self {
-            kv_heads: self.kv_heads,
-            head_dim: self.head_dim,
-            keys: self.keys[..slots * self.head_dim].to_vec(),
-            values: self.values[..slots * self.value_panels() * LANES].to_vec(),
+            pages: self.pages[..pages].to_vec(),
+            ..*self
         }
     }
 }
