@@ -310,8 +310,11 @@ fn job(recipe: &Recipe, run: RunId) -> JobSpec {
         policy: PolicyRef::Latest(run),
         sampling: SamplingSpec {
             temperature: recipe.sampling.temperature as f32,
+            top_k: recipe.sampling.top_k,
+            top_p: recipe.sampling.top_p as f32,
+            min_p: recipe.sampling.min_p as f32,
             seed: train.seed,
-            ..SamplingSpec::default()
+            stop: recipe.sampling.stop.clone(),
         },
         retry: RetryPolicy::default(),
         sink: SinkRef::Learner(run),

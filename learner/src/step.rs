@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use volley_engine::adapter::Adapter;
+use volley_engine::score::score_all;
 use volley_engine::train::{
-    AdamParams, Datum, Estimator, Loss, StepOutput, Trainer, group_advantages, score_all,
+    AdamParams, Datum, Estimator, Loss, StepOutput, Trainer, group_advantages,
 };
 use volley_protocol::fault::{ErrorCode, Fault};
 use volley_protocol::run::StepReport;

@@ -165,7 +165,7 @@ async fn load(
     reports: tokio::sync::mpsc::UnboundedSender<PolicyEvent>,
 ) -> Result<Loaded, Fault> {
     // The core never has more than slots + prefetch episodes open, which bounds this channel.
-    let report: policy::Report = Box::new(move |event| drop(reports.send(event)));
+    let report: policy::Report = Arc::new(move |event| drop(reports.send(event)));
     let (ready, loaded) = oneshot::channel();
     let play = move || {
         let _vital = Vital("policy");
@@ -195,8 +195,13 @@ async fn load(
                         worker,
                         numerics: numerics.clone(),
                     };
-                    let _ = ready.send(Ok(Loaded { numerics, base }));
-                    EnginePolicy::new(warm, player, counters, report).run(&inbox);
+                    match EnginePolicy::new(warm, player, counters, report) {
+                        Err(fault) => drop(ready.send(Err(fault))),
+                        Ok(policy) => {
+                            let _ = ready.send(Ok(Loaded { numerics, base }));
+                            policy.run(&inbox);
+                        }
+                    }
                 }
             },
         }
@@ -224,10 +229,10 @@ fn warm(
     compute: Compute,
 ) -> Result<WarmPolicy, EngineError> {
     Ok(WarmPolicy {
-        model: Model::load_as(directory, compute)?,
+        model: Arc::new(Model::load_as(directory, compute)?),
         tokenizer: Tokenizer::load(directory)?,
         chat: ChatTemplate::load(directory)?,
-        stop: stop_tokens(directory)?,
+        stop: stop_tokens(directory)?.into(),
         threads: Threads::new(threads),
     })
 }

@@ -3,8 +3,8 @@
 //! bounded by the worker core's credit (never more episodes than slots are started).
 
 pub(crate) mod engine;
-pub(crate) mod prefix;
 pub(crate) mod scripted;
+mod shelf;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -96,4 +96,4 @@ impl PolicyHandle {
 }
 
 /// Where the policy thread reports to.
-pub(crate) type Report = Box<dyn Fn(PolicyEvent) + Send>;
+pub(crate) type Report = Arc<dyn Fn(PolicyEvent) + Send + Sync>;

@@ -93,6 +93,49 @@ fn greedy_texts_are_golden() {
 }
 
 #[test]
+fn stop_strings_end_a_text_and_logprobs_agree_with_the_score() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let input = dir.path().join("ids.json");
+    let prompt = json!({ "prompts": [[5, 17, 300, 22, 8], [5, 17, 300, 22, 8]] });
+    std::fs::write(&input, prompt.to_string()).expect("writable");
+    let model = fixture("");
+    let files = ["--model", text(&model), "--input", text(&input)];
+    let generate = |more: &[&str]| volley(&[&["generate"], &files[..], more].concat());
+    let sample = ["--max-tokens", "6", "--temperature", "1"];
+    let free = generate(&sample);
+    let free = &free["sequences"][0];
+    assert_eq!(
+        (&free["end"], &free["text"]),
+        (&json!("length"), &Value::Null)
+    );
+    // The sixth token's text begins with half a character.
+    let stopped = generate(&[&sample[..], &["--stop", "never", "--stop", "rLa"]].concat());
+    let stopped = &stopped["sequences"][1];
+    assert_eq!(
+        (&stopped["end"], &stopped["text"]),
+        (&json!("stop_string"), &json!("Mho"))
+    );
+    assert_eq!(stopped["tokens"].as_array().map(Vec::len), Some(4));
+    assert_eq!(stopped["tokens"][3], free["tokens"][3]);
+
+    let only = [
+        "--max-tokens",
+        "0",
+        "--prompt-logprobs",
+        "--top-logprobs",
+        "3",
+    ];
+    let prompt = generate(&only);
+    let scored = volley(&[&["score"], &files[..]].concat());
+    assert_eq!(
+        prompt["sequences"][0]["prompt_logprobs"],
+        scored["logprobs"][0]
+    );
+    let top = prompt["sequences"][1]["prompt_top_logprobs"].as_array();
+    assert_eq!(top.map(Vec::len), Some(4));
+}
+
+#[test]
 fn gradients_and_steps_are_golden() {
     let golden = golden();
     let (model, adapter) = (fixture(""), fixture("adapter"));

@@ -1,35 +1,33 @@
 //! The warm policy: base weights once, adapters beside them, continuous batching.
 //!
-//! Every pass of the loop takes in what it was told, runs **one** forward over all episodes that
-//! have tokens to compute (some prefill, some decode: one code path), draws one token for each,
-//! and hands finished turns to their environments. With nothing to play it sleeps on its channel.
+//! Every pass of the loop takes in what it was told, lets the decoder draw one token for every
+//! episode that is to speak, and hands finished turns to their environments. With nothing to play
+//! it sleeps on its channel.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, mpsc};
 
-use volley_engine::adapter::Adapter;
 use volley_engine::cpu::threads::Threads;
-use volley_engine::kv::KvCache;
-use volley_engine::model::{LogitsWanted, Model, Scratch, SequenceStep};
-use volley_engine::sampler::{self, SamplingParams};
-use volley_engine::text::{ChatMessage, ChatTemplate, Tokenizer};
+use volley_engine::decode::{Decoder, Drawn, Request, SequenceId, TurnEnd};
+use volley_engine::model::Model;
+use volley_engine::sampler::SamplingParams;
+use volley_engine::text::{ChatMessage, ChatTemplate, StopStrings, Tokenizer};
 use volley_env::Observation;
-use volley_protocol::adapter::AdapterVersion;
+use volley_protocol::JobSpec;
 use volley_protocol::fault::{ErrorCode, Fault};
 use volley_protocol::ids::AttemptId;
 use volley_protocol::worker::{Lease, LeasePolicy};
-use volley_protocol::{Digest, JobSpec};
 
-use super::prefix::PrefixCache;
+use super::shelf::AdapterShelf;
 use super::{PolicyCommand, PolicyCounters, PolicyEvent, Report};
 use crate::episode::{Episode, EpisodeFault, Next, Player};
 
 /// Everything that is loaded once.
 pub(crate) struct WarmPolicy {
-    pub(crate) model: Model,
+    pub(crate) model: Arc<Model>,
     pub(crate) tokenizer: Tokenizer,
     pub(crate) chat: ChatTemplate,
-    pub(crate) stop: Vec<u32>,
+    pub(crate) stop: Arc<[u32]>,
     pub(crate) threads: Threads,
 }
 
@@ -39,29 +37,28 @@ pub(crate) struct EnginePolicy {
     player: Player,
     report: Report,
     counters: Arc<PolicyCounters>,
-    adapters: BTreeMap<Digest, Arc<Adapter>>,
-    prefixes: PrefixCache,
-    slots: Vec<Slot>,
-    scratch: Scratch,
+    shelf: AdapterShelf,
+    decoder: Decoder,
+    slots: BTreeMap<SequenceId, Slot>,
+    next_sequence: SequenceId,
 }
 
+/// An episode that is played.
 struct Slot {
     episode: Episode,
-    adapter: Option<(Digest, Arc<Adapter>)>,
-    cache: KvCache,
-    sampling: SamplingParams,
-    /// Tokens that are part of the conversation but not yet in the cache.
-    pending: Vec<u32>,
-    /// Where the current turn's sampled tokens begin.
+    /// Strings that end a turn.
+    stop: StopStrings,
+    /// Where the current turn's drawn tokens begin.
     turn_at: usize,
-    turn_tokens_max: usize,
-    /// The first prefill is worth remembering for the rest of the group.
-    is_prompt: bool,
 }
 
-enum Turn {
-    Goes,
-    Ends { cut_off: bool },
+/// What a turn said, and how it ended.
+struct Said {
+    text: String,
+    /// The turn was cut off at its length.
+    is_cut_off: bool,
+    /// The end marker of a turn was drawn, and need not be given.
+    is_closed: bool,
 }
 
 impl EnginePolicy {
@@ -70,17 +67,17 @@ impl EnginePolicy {
         player: Player,
         counters: Arc<PolicyCounters>,
         report: Report,
-    ) -> Self {
-        Self {
+    ) -> Result<Self, Fault> {
+        Ok(Self {
+            shelf: AdapterShelf::new(Arc::clone(&warm.model), Arc::clone(&report))?,
             warm,
             player,
             report,
             counters,
-            adapters: BTreeMap::new(),
-            prefixes: PrefixCache::default(),
-            slots: Vec::new(),
-            scratch: Scratch::new(),
-        }
+            decoder: Decoder::new(),
+            slots: BTreeMap::new(),
+            next_sequence: 0,
+        })
     }
 
     /// Plays until it is told to stop.
@@ -111,175 +108,149 @@ impl EnginePolicy {
 
     fn obey(&mut self, command: PolicyCommand) {
         match command {
-            PolicyCommand::Start { lease, spec } => match self.admit(lease, &spec) {
-                Ok(slot) => self.slots.push(slot),
-                Err(fault) => self.fail(lease.attempt, fault),
-            },
-            PolicyCommand::Cancel(attempt) => {
-                self.slots
-                    .retain(|slot| slot.episode.lease.attempt != attempt);
-            }
-            PolicyCommand::AddAdapter { version, bytes } => self.add_adapter(version, &bytes),
-            PolicyCommand::DropAdapters(digests) => {
-                for digest in digests {
-                    self.adapters.remove(&digest);
-                    self.prefixes.forget(digest);
+            PolicyCommand::Start { lease, spec } => {
+                let attempt = lease.attempt;
+                if let Err(fault) = self.admit(lease, &spec) {
+                    self.fail(attempt, fault);
                 }
+            }
+            PolicyCommand::Cancel(attempt) => {
+                let is_it = |slot: &Slot| slot.episode.lease.attempt == attempt;
+                let ids = self.slots.iter().filter(|(_, slot)| is_it(slot));
+                for id in ids.map(|(id, _)| *id).collect::<Vec<_>>() {
+                    self.forget(id);
+                }
+            }
+            PolicyCommand::AddAdapter { version, bytes } => self.shelf.add(version, bytes),
+            PolicyCommand::DropAdapters(digests) => {
+                digests
+                    .into_iter()
+                    .for_each(|digest| self.shelf.drop(digest));
             }
             PolicyCommand::Stop => {}
         }
     }
 
-    fn add_adapter(&mut self, version: AdapterVersion, bytes: &[u8]) {
-        let event = match Adapter::from_bytes(self.warm.model.config(), bytes) {
-            Ok(adapter) => {
-                self.adapters.insert(version.digest, Arc::new(adapter));
-                PolicyEvent::AdapterReady(version)
-            }
-            Err(error) => PolicyEvent::AdapterFailed {
-                version,
-                fault: Fault::from(&error),
-            },
-        };
-        (self.report)(event);
-    }
-
-    fn admit(&self, lease: Lease, spec: &JobSpec) -> Result<Slot, EpisodeFault> {
+    fn admit(&mut self, lease: Lease, spec: &JobSpec) -> Result<(), EpisodeFault> {
         let adapter = match lease.policy {
             LeasePolicy::Base => None,
             LeasePolicy::Adapter { version, .. } => {
-                let adapter = self.adapters.get(&version.digest).cloned().ok_or_else(|| {
+                let adapter = self.shelf.get(version.digest).ok_or_else(|| {
                     EpisodeFault::retryable(
                         ErrorCode::AdapterUnavailable,
                         format!("adapter {version:?} is not in memory"),
                     )
                 })?;
-                Some((version.digest, adapter))
+                Some(adapter)
             }
         };
-        let sampling = SamplingParams {
-            temperature: spec.sampling.temperature,
-            top_k: spec.sampling.top_k,
-            top_p: spec.sampling.top_p,
-            min_p: spec.sampling.min_p,
-        };
-        let (episode, observation) = Episode::begin(lease, &spec.env)?;
+        let sampling = &spec.sampling;
+        let (mut episode, observation) = Episode::begin(lease, &spec.env)?;
         let prompt = self.warm.prompt(&episode)?;
-        let digest = adapter.as_ref().map(|(digest, _)| *digest);
-        let (cache, pending, is_prompt) = match self.prefixes.get(digest, &prompt) {
-            Some(cache) => (cache, prompt[prompt.len() - 1..].to_vec(), false),
-            None => (KvCache::new(self.warm.model.config()), prompt.clone(), true),
-        };
-        let mut slot = Slot {
-            episode,
+        let request = Request {
             adapter,
-            cache,
-            sampling,
-            pending,
-            turn_at: 0,
-            turn_tokens_max: 0,
-            is_prompt,
+            sampling: SamplingParams {
+                temperature: sampling.temperature,
+                top_k: sampling.top_k,
+                top_p: sampling.top_p,
+                min_p: sampling.min_p,
+            },
+            seed: episode.lease.seed,
+            stop_tokens: Arc::clone(&self.warm.stop),
+            ..Request::new(prompt.clone(), turn_tokens_max(&observation))
         };
-        slot.episode.record.given(&prompt);
-        slot.begin_turn(&observation);
-        self.warm.check_context(&slot)?;
-        Ok(slot)
+        let id = self.next_sequence;
+        let started = self.decoder.start(&self.warm.model, id, request);
+        started.map_err(|error| fatal(&error))?;
+        self.next_sequence += 1;
+        episode.record.given(&prompt);
+        let slot = Slot {
+            episode,
+            stop: StopStrings::new(sampling.stop.iter().cloned()),
+            turn_at: prompt.len(),
+        };
+        self.slots.insert(id, slot);
+        Ok(())
     }
 
-    /// One forward over everything that has something to compute, one token for each.
+    /// One forward over everything that has something to compute.
     fn step(&mut self) {
-        let chosen = self.choose();
-        let mut batch: Vec<SequenceStep<'_>> = Vec::with_capacity(chosen.len());
-        for (slot, _) in self
-            .slots
-            .iter_mut()
-            .zip(&chosen)
-            .filter(|(_, chosen)| **chosen)
-        {
-            batch.push(SequenceStep {
-                tokens: &slot.pending,
-                cache: &mut slot.cache,
-                adapter: slot.adapter.as_ref().map(|(_, adapter)| adapter.as_ref()),
-                logits: LogitsWanted::Last,
-            });
-        }
-        let computed: u64 = batch.iter().map(|step| step.tokens.len() as u64).sum();
-        let drawn = batch.len() as u64;
-        let forward = self
-            .warm
-            .model
-            .forward(&mut batch, &self.warm.threads, &mut self.scratch);
-        drop(batch);
-        match forward {
-            Ok(logits) => {
-                self.counters.add(drawn, computed - drawn);
-                let slots = std::mem::take(&mut self.slots);
-                let mut rows = logits.iter();
-                for (slot, chosen) in slots.into_iter().zip(chosen) {
-                    if !chosen {
-                        self.slots.push(slot);
-                    } else if let Some(row) = rows.next() {
-                        self.advance(slot, row.row(row.rows() - 1));
-                    }
+        match self.decoder.step(&self.warm.model, &self.warm.threads) {
+            Ok(step) => {
+                let tokens = step.drawn.len() as u64;
+                self.counters.add(tokens, step.prefilled as u64);
+                for drawn in step.drawn {
+                    self.advance(&drawn);
                 }
             }
             Err(error) => self.fail_all(&Fault::from(&error)),
         }
     }
 
-    /// Which slots compute now. A prompt that another slot prefills in this very pass waits, to
-    /// be copied in the next.
-    fn choose(&mut self) -> Vec<bool> {
-        let mut first: BTreeMap<(Option<Digest>, Vec<u32>), ()> = BTreeMap::new();
-        let mut chosen = Vec::with_capacity(self.slots.len());
-        for slot in &mut self.slots {
-            if !slot.is_prompt {
-                chosen.push(true);
-                continue;
-            }
-            let digest = slot.adapter.as_ref().map(|(digest, _)| *digest);
-            if let Some(cache) = self.prefixes.get(digest, &slot.pending) {
-                slot.cache = cache;
-                slot.pending.drain(..slot.pending.len() - 1);
-                slot.is_prompt = false;
-                chosen.push(true);
-            } else {
-                let key = (digest, slot.pending.clone());
-                chosen.push(first.insert(key, ()).is_none());
-            }
-        }
-        chosen
-    }
-
-    /// Draws the next token of a slot and follows what comes of it.
-    fn advance(&mut self, mut slot: Slot, logits: &[f32]) {
-        if slot.is_prompt {
-            let digest = slot.adapter.as_ref().map(|(digest, _)| *digest);
-            self.prefixes
-                .put(digest, &slot.episode.record.tokens, &slot.cache);
-            slot.is_prompt = false;
-        }
+    /// Follows what comes of a drawn token.
+    fn advance(&mut self, drawn: &Drawn) {
+        let id = drawn.sequence;
+        let Some(slot) = self.slots.get_mut(&id) else {
+            return;
+        };
         let attempt = slot.episode.lease.attempt;
-        let outcome = match slot.draw(logits, &self.warm.stop) {
-            Turn::Goes => Ok(Some(slot)),
-            Turn::Ends { cut_off } => {
-                self.warm
-                    .end_turn(slot, cut_off)
-                    .and_then(|ended| match ended {
-                        Ended::Goes(slot) => Ok(Some(*slot)),
-                        Ended::Over(episode) => {
-                            let trajectory = episode.finish(&self.player)?;
-                            (self.report)(PolicyEvent::Done(Box::new(trajectory)));
-                            Ok(None)
-                        }
-                    })
-            }
+        let record = &mut slot.episode.record;
+        record.drew(drawn.token, drawn.logprobs.logprob);
+        let outcome = match self.warm.said(slot, drawn.end) {
+            Ok(None) => return,
+            Ok(Some(said)) => self.end_turn(id, said),
+            Err(fault) => Err(fault),
         };
         match outcome {
-            Ok(Some(slot)) => self.slots.push(slot),
             Ok(None) => {}
-            Err(fault) => self.fail(attempt, fault),
+            Ok(Some(episode)) => match episode.finish(&self.player) {
+                Ok(trajectory) => (self.report)(PolicyEvent::Done(Box::new(trajectory))),
+                Err(fault) => self.fail(attempt, fault),
+            },
+            Err(fault) => {
+                self.forget(id);
+                self.fail(attempt, fault);
+            }
         }
+    }
+
+    /// The turn's text goes to the environment; what it answers becomes the next tokens. Returns
+    /// the episode when it is over.
+    fn end_turn(&mut self, id: SequenceId, said: Said) -> Result<Option<Episode>, EpisodeFault> {
+        let Some(slot) = self.slots.get_mut(&id) else {
+            return Ok(None);
+        };
+        let before = slot.episode.dialogue.len() + 1;
+        let observation = match slot.episode.answer(said.text, said.is_cut_off)? {
+            Next::Over => return Ok(self.forget(id).map(|slot| slot.episode)),
+            Next::Answer(observation) => observation,
+        };
+        let dialogue = chat_messages(&slot.episode.dialogue);
+        let (so_far, new) = dialogue.split_at(before);
+        let WarmPolicy {
+            chat, tokenizer, ..
+        } = &self.warm;
+        let given = match said.is_closed {
+            true => chat.continuation_ids(tokenizer, so_far, new),
+            false => chat.cut_off_continuation_ids(tokenizer, so_far, new),
+        };
+        let given = given.map_err(|error| fatal(&error))?;
+        let length = turn_tokens_max(&observation);
+        // A turn that a stop string ended is still going on for the decoder.
+        let ended = self.decoder.end_turn(id);
+        let next = ended.and_then(|()| {
+            let model = &self.warm.model;
+            self.decoder.go_on(model, id, &given, length)
+        });
+        next.map_err(|error| fatal(&error))?;
+        slot.episode.record.given(&given);
+        slot.turn_at = slot.episode.record.tokens.len();
+        Ok(None)
+    }
+
+    fn forget(&mut self, id: SequenceId) -> Option<Slot> {
+        self.decoder.remove(id);
+        self.slots.remove(&id)
     }
 
     fn fail(&self, attempt: AttemptId, fault: EpisodeFault) {
@@ -287,7 +258,8 @@ impl EnginePolicy {
     }
 
     fn fail_all(&mut self, fault: &Fault) {
-        for slot in std::mem::take(&mut self.slots) {
+        self.decoder = Decoder::new();
+        for slot in std::mem::take(&mut self.slots).into_values() {
             let fault = EpisodeFault {
                 fault: fault.clone(),
                 retryable: true,
@@ -297,91 +269,48 @@ impl EnginePolicy {
     }
 }
 
-enum Ended {
-    Goes(Box<Slot>),
-    Over(Box<Episode>),
-}
-
 impl WarmPolicy {
     fn prompt(&self, episode: &Episode) -> Result<Vec<u32>, EpisodeFault> {
         let messages = chat_messages(&episode.dialogue);
-        self.chat
-            .prompt_ids(&self.tokenizer, &messages)
-            .map_err(|error| EpisodeFault {
-                fault: Fault::from(&error),
-                retryable: false,
-            })
+        let prompt = self.chat.prompt_ids(&self.tokenizer, &messages);
+        prompt.map_err(|error| fatal(&error))
     }
 
-    /// The turn's text goes to the environment; what it answers becomes the next tokens.
-    fn end_turn(&self, mut slot: Slot, cut_off: bool) -> Result<Ended, EpisodeFault> {
-        let fatal = |error| EpisodeFault {
-            fault: Fault::from(&error),
-            retryable: false,
-        };
+    /// What the turn said, if it is over.
+    fn said(&self, slot: &Slot, end: Option<TurnEnd>) -> Result<Option<Said>, EpisodeFault> {
         let turn = &slot.episode.record.tokens[slot.turn_at..];
-        let spoken = if cut_off {
-            turn
-        } else {
-            &turn[..turn.len() - 1]
+        let cut = slot.stop.cut(&self.tokenizer, turn);
+        if let Some(text) = cut.map_err(|error| fatal(&error))? {
+            return Ok(Some(Said {
+                text,
+                is_cut_off: false,
+                is_closed: end == Some(TurnEnd::StopToken),
+            }));
+        }
+        let spoken = match end {
+            None => return Ok(None),
+            Some(TurnEnd::StopToken) => &turn[..turn.len() - 1],
+            Some(TurnEnd::Length) => turn,
         };
-        let text = self.tokenizer.decode(spoken, true).map_err(fatal)?;
-        let before = slot.episode.dialogue.len() + 1;
-        match slot.episode.answer(text, cut_off)? {
-            Next::Over => Ok(Ended::Over(Box::new(slot.episode))),
-            Next::Answer(observation) => {
-                let dialogue = chat_messages(&slot.episode.dialogue);
-                let (so_far, new) = dialogue.split_at(before);
-                let given = if cut_off {
-                    self.chat
-                        .cut_off_continuation_ids(&self.tokenizer, so_far, new)
-                } else {
-                    self.chat.continuation_ids(&self.tokenizer, so_far, new)
-                };
-                let given = given.map_err(fatal)?;
-                slot.pending.extend_from_slice(&given);
-                slot.episode.record.given(&given);
-                slot.begin_turn(&observation);
-                self.check_context(&slot)?;
-                Ok(Ended::Goes(Box::new(slot)))
-            }
-        }
-    }
-
-    fn check_context(&self, slot: &Slot) -> Result<(), EpisodeFault> {
-        let need = slot.episode.record.tokens.len() + slot.turn_tokens_max;
-        let context = self.model.config().max_position_embeddings;
-        if need <= context {
-            return Ok(());
-        }
-        Err(EpisodeFault::fatal(
-            ErrorCode::ContextExceeded,
-            format!("the turn may reach {need} tokens, the model's context has {context}"),
-        ))
+        let text = self.tokenizer.decode(spoken, true);
+        Ok(Some(Said {
+            text: text.map_err(|error| fatal(&error))?,
+            is_cut_off: end == Some(TurnEnd::Length),
+            is_closed: end == Some(TurnEnd::StopToken),
+        }))
     }
 }
 
-impl Slot {
-    fn begin_turn(&mut self, observation: &Observation) {
-        self.turn_at = self.episode.record.tokens.len();
-        // One more for the end marker, which the environment does not count.
-        self.turn_tokens_max = observation.max_new_tokens as usize + 1;
+fn fatal(error: &volley_engine::EngineError) -> EpisodeFault {
+    EpisodeFault {
+        fault: Fault::from(error),
+        retryable: false,
     }
+}
 
-    fn draw(&mut self, logits: &[f32], stop: &[u32]) -> Turn {
-        let position = self.episode.record.tokens.len() as u64;
-        let drawn = sampler::sample(logits, &self.sampling, self.episode.lease.seed, position);
-        self.episode.record.drew(drawn.token, drawn.logprob);
-        self.pending.clear();
-        self.pending.push(drawn.token);
-        if stop.contains(&drawn.token) {
-            Turn::Ends { cut_off: false }
-        } else if self.episode.record.tokens.len() - self.turn_at >= self.turn_tokens_max {
-            Turn::Ends { cut_off: true }
-        } else {
-            Turn::Goes
-        }
-    }
+/// One more for the end marker, which the environment does not count.
+const fn turn_tokens_max(observation: &Observation) -> usize {
+    observation.max_new_tokens as usize + 1
 }
 
 fn chat_messages(dialogue: &[volley_env::Message]) -> Vec<ChatMessage> {

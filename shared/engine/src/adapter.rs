@@ -106,6 +106,11 @@ impl Adapter {
         self.packed.get(self, compute)
     }
 
+    /// Packs the factors now instead of at the first use, so that a batch does not wait for it.
+    pub fn prepare(&self, compute: Compute) {
+        self.packed(compute);
+    }
+
     /// Number of transformer layers.
     #[must_use]
     pub const fn num_layers(&self) -> usize {

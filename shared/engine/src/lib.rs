@@ -3,12 +3,14 @@
 pub mod adapter;
 pub mod config;
 pub mod cpu;
+pub mod decode;
 pub mod error;
 pub mod kv;
 mod mapped;
 pub mod model;
 pub mod safetensors;
 pub mod sampler;
+pub mod score;
 pub mod text;
 pub mod train;
 

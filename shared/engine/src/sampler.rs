@@ -81,6 +81,24 @@ pub fn argmax(logits: &[f32]) -> u32 {
     logits.iter().position(|&logit| logit == max).unwrap_or(0) as u32
 }
 
+/// The `count` largest logits, largest first; among equal ones the lower id comes first, NaN last.
+#[must_use]
+pub fn top_tokens(logits: &[f32], count: usize) -> Vec<u32> {
+    let mut order: Vec<u32> = (0..logits.len() as u32).collect();
+    let value = |token: u32| match logits[token as usize] {
+        logit if logit.is_nan() => f32::NEG_INFINITY,
+        // Zero has two signs, and both are equally likely.
+        logit => logit + 0.0,
+    };
+    let larger = |a: &u32, b: &u32| value(*b).total_cmp(&value(*a)).then(a.cmp(b));
+    if count < order.len() {
+        order.select_nth_unstable_by(count, larger);
+        order.truncate(count);
+    }
+    order.sort_unstable_by(larger);
+    order
+}
+
 /// A number in [0, 1) with 53 random bits.
 #[must_use]
 pub fn uniform(seed: u64, position: u64) -> f64 {

@@ -6,8 +6,10 @@
 mod chat;
 mod files;
 mod jinja;
+mod stream;
 mod tokenizer;
 
 pub use chat::{ChatMessage, ChatTemplate};
 pub use files::stop_tokens;
+pub use stream::{StopStrings, TextStream};
 pub use tokenizer::Tokenizer;

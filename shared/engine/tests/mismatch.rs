@@ -1,6 +1,7 @@
 //! Ten thousand sampled tokens, in whatever company, have the learner's log-probabilities to the
-//! bit: random prompts, adapters, seeds, lengths, batches that members join and leave, thread
-//! counts, all architectures, both number formats.
+//! bit: random prompts (some with a common beginning), adapters, seeds, lengths and turns, batches
+//! that members join and leave in the middle, thread counts, all architectures, both number
+//! formats.
 
 mod fixture;
 mod random_model;
@@ -12,9 +13,8 @@ use random_model::Noise;
 use volley_engine::adapter::Adapter;
 use volley_engine::config::Compute;
 use volley_engine::cpu::threads::Threads;
-use volley_engine::kv::KvCache;
-use volley_engine::model::{LogitsWanted, Model, Scratch, SequenceStep};
-use volley_engine::sampler::{SamplingParams, sample};
+use volley_engine::decode::{Decoder, Drawn, Request};
+use volley_engine::model::Model;
 use volley_engine::train::{Datum, Loss, Trainer};
 
 /// Sampled tokens in all.
@@ -25,72 +25,137 @@ const SLOTS: usize = 24;
 const PROMPTS: usize = 6;
 
 /// An episode under way, or over.
+#[derive(Clone)]
 struct Episode {
     adapter: usize,
-    tokens: Vec<u32>,
     prompt: usize,
-    logprobs: Vec<f32>,
-    left: usize,
-    seed: u64,
-    cache: KvCache,
+    tokens: Vec<u32>,
+    /// Of the drawn tokens; none of given ones.
+    logprobs: Vec<Option<f32>>,
+    turns_left: usize,
+}
+
+impl Episode {
+    fn given(&mut self, tokens: &[u32]) {
+        self.tokens.extend_from_slice(tokens);
+        self.logprobs.resize(self.tokens.len(), None);
+    }
+
+    fn drew(&mut self, drawn: &Drawn) {
+        self.tokens.push(drawn.token);
+        self.logprobs.push(Some(drawn.logprobs.logprob));
+    }
+}
+
+/// Sequences that come and go.
+struct Table<'a> {
+    model: &'a Model,
+    adapters: &'a [Arc<Adapter>],
+    prompts: Vec<Vec<u32>>,
+    decoder: Decoder,
+    /// By the decoder's name for them.
+    episodes: Vec<Episode>,
+    playing: Vec<usize>,
+}
+
+impl<'a> Table<'a> {
+    fn new(model: &'a Model, adapters: &'a [Arc<Adapter>], noise: &mut Noise) -> Self {
+        let vocab = model.config().vocab_size;
+        let begin = noise.tokens(20, vocab);
+        let prompts = (0..PROMPTS).map(|_| {
+            let length = 1 + noise.below(40);
+            let own = noise.tokens(length, vocab);
+            let shared = if noise.below(2) == 0 { &begin[..] } else { &[] };
+            [shared, &own].concat()
+        });
+        Self {
+            prompts: prompts.collect(),
+            model,
+            adapters,
+            decoder: Decoder::new(),
+            episodes: Vec::new(),
+            playing: Vec::new(),
+        }
+    }
+
+    fn join(&mut self, noise: &mut Noise) {
+        let prompt = self.prompts[noise.below(PROMPTS)].clone();
+        let adapter = noise.below(self.adapters.len());
+        let request = Request {
+            adapter: Some(Arc::clone(&self.adapters[adapter])),
+            seed: noise.next(),
+            prompt_logprobs: noise.below(8) == 0,
+            ..Request::new(prompt.clone(), 1 + noise.below(30))
+        };
+        let id = self.episodes.len();
+        let started = self.decoder.start(self.model, id as u64, request);
+        started.expect("a valid request");
+        let mut episode = Episode {
+            adapter,
+            prompt: prompt.len(),
+            tokens: Vec::new(),
+            logprobs: Vec::new(),
+            turns_left: noise.below(3),
+        };
+        episode.given(&prompt);
+        self.episodes.push(episode);
+        self.playing.push(id);
+    }
+
+    fn leave(&mut self, id: usize) {
+        self.playing.retain(|other| *other != id);
+        assert!(self.decoder.remove(id as u64), "it played");
+    }
+
+    /// One step; says how many tokens were drawn.
+    fn step(&mut self, noise: &mut Noise) -> usize {
+        let threads = Threads::new(1 + noise.below(3));
+        let step = self.decoder.step(self.model, &threads);
+        let drawn = step.expect("valid sequences").drawn;
+        for one in &drawn {
+            let id = one.sequence as usize;
+            let episode = &mut self.episodes[id];
+            episode.drew(one);
+            if one.end.is_none() {
+                continue;
+            }
+            if episode.turns_left == 0 {
+                self.leave(id);
+                continue;
+            }
+            episode.turns_left -= 1;
+            let (given, length) = (1 + noise.below(12), 1 + noise.below(20));
+            let given = noise.tokens(given, self.model.config().vocab_size);
+            let next = self.decoder.go_on(self.model, one.sequence, &given, length);
+            next.expect("the turn was over");
+            episode.given(&given);
+        }
+        drawn.len()
+    }
 }
 
 /// Plays episodes until `tokens` were sampled.
-fn play(model: &Model, adapters: &[Adapter], tokens: usize, noise: &mut Noise) -> Vec<Episode> {
-    let vocab = model.config().vocab_size;
-    let prompts: Vec<Vec<u32>> = (0..PROMPTS)
-        .map(|_| {
-            let length = 1 + noise.below(40);
-            noise.tokens(length, vocab)
-        })
-        .collect();
-    let (mut playing, mut over) = (Vec::<Episode>::new(), Vec::new());
-    let (mut sampled, mut scratch) = (0, Scratch::new());
+fn play(
+    model: &Model,
+    adapters: &[Arc<Adapter>],
+    tokens: usize,
+    noise: &mut Noise,
+) -> Vec<Episode> {
+    let mut table = Table::new(model, adapters, noise);
+    let mut sampled = 0;
     while sampled < tokens {
         for _ in 0..noise.below(4) {
-            if playing.len() < SLOTS {
-                let prompt = &prompts[noise.below(PROMPTS)];
-                playing.push(Episode {
-                    adapter: noise.below(adapters.len()),
-                    tokens: prompt.clone(),
-                    prompt: prompt.len(),
-                    logprobs: Vec::new(),
-                    left: 1 + noise.below(30),
-                    seed: noise.next(),
-                    cache: KvCache::new(model.config()),
-                });
+            if table.playing.len() < SLOTS {
+                table.join(noise);
             }
         }
-        let steps = playing.iter_mut().map(|episode| SequenceStep {
-            tokens: &episode.tokens[episode.cache.len()..],
-            cache: &mut episode.cache,
-            adapter: Some(&adapters[episode.adapter]),
-            logits: LogitsWanted::Last,
-        });
-        let mut steps: Vec<SequenceStep<'_>> = steps.collect();
-        let threads = Threads::new(1 + noise.below(3));
-        let rows = model
-            .forward(&mut steps, &threads, &mut scratch)
-            .expect("valid tokens");
-        for (episode, row) in playing.iter_mut().zip(&rows) {
-            let position = episode.tokens.len() as u64;
-            let drawn = sample(
-                row.row(0),
-                &SamplingParams::default(),
-                episode.seed,
-                position,
-            );
-            episode.tokens.push(drawn.token);
-            episode.logprobs.push(drawn.logprob);
-            episode.left -= 1;
-            sampled += 1;
+        if noise.below(20) == 0 && !table.playing.is_empty() {
+            let id = table.playing[noise.below(table.playing.len())];
+            table.leave(id);
         }
-        let (going, done) = playing.into_iter().partition(|episode| episode.left > 0);
-        playing = going;
-        over.extend::<Vec<Episode>>(done);
+        sampled += table.step(noise);
     }
-    over.extend(playing);
-    over
+    table.episodes
 }
 
 /// Tokens whose log-probability the learner of one adapter computes otherwise.
@@ -101,17 +166,19 @@ fn mismatches(
     threads: usize,
 ) -> usize {
     let data = episodes.iter().map(|episode| {
-        let prompt = episode.prompt - 1;
-        let after = |values: &[f32]| [&vec![0.0; prompt][..], values].concat();
+        let of_target = |value: fn(f32) -> f32| -> Vec<f32> {
+            let targets = episode.logprobs[1..].iter();
+            targets.map(|drawn| drawn.map_or(0.0, value)).collect()
+        };
         Datum {
             tokens: episode.tokens.clone(),
-            sampled_logprobs: after(&episode.logprobs),
-            advantages: after(&vec![1.0; episode.logprobs.len()]),
-            weights: after(&vec![1.0; episode.logprobs.len()]),
+            sampled_logprobs: of_target(|logprob| logprob),
+            advantages: of_target(|_| 1.0),
+            weights: of_target(|_| 1.0),
         }
     });
     let data: Vec<Datum> = data.collect();
-    let trainer = Trainer::new(Arc::clone(model), adapter.clone(), Threads::new(threads));
+    let trainer = Trainer::new(Arc::clone(model), (*adapter).clone(), Threads::new(threads));
     let output = trainer
         .expect("they fit")
         .forward_backward(&data, &Loss::ImportanceSampling);
@@ -139,11 +206,9 @@ fn ten_thousand_sampled_tokens_have_the_learners_logprobs() {
         episodes.sort_by(|a, b| a.tokens[..a.prompt].cmp(&b.tokens[..b.prompt]));
         for (index, adapter) in adapters.iter().enumerate() {
             let mine = episodes.iter().filter(|episode| episode.adapter == index);
-            let mine: Vec<&Episode> = mine.collect();
-            sampled += mine
-                .iter()
-                .map(|episode| episode.logprobs.len())
-                .sum::<usize>();
+            let mine: Vec<&Episode> = mine.filter(|episode| episode.tokens.len() > 1).collect();
+            let logprobs = mine.iter().flat_map(|episode| &episode.logprobs);
+            sampled += logprobs.flatten().count();
             let wrong = mismatches(&model, adapter, &mine, 1 + index % 3);
             assert_eq!(wrong, 0, "{fixture:?} {compute:?} adapter {index}");
         }
@@ -152,11 +217,11 @@ fn ten_thousand_sampled_tokens_have_the_learners_logprobs() {
 }
 
 /// The fixture's adapters, and one of a rank that fills no vector.
-fn adapters(fixture: Fixture, model: &Model) -> Vec<Adapter> {
+fn adapters(fixture: Fixture, model: &Model) -> Vec<Arc<Adapter>> {
     let mut adapters: Vec<Adapter> = (fixture.adapters().iter())
         .map(|name| fixture.adapter(model, name))
         .collect();
     let config = volley_engine::adapter::LoraConfig::all_linear(5, 7.0);
     adapters.push(Adapter::init(model.config(), &config, 9).expect("valid settings"));
-    adapters
+    adapters.into_iter().map(Arc::new).collect()
 }

@@ -13,7 +13,8 @@ use std::process::{Command, Stdio};
 use serde_json::{Value, json};
 use volley_engine::adapter::Adapter;
 use volley_engine::cpu::threads::Threads;
-use volley_engine::train::{AdamParams, Loss, Trainer, score};
+use volley_engine::score::score;
+use volley_engine::train::{AdamParams, Loss, Trainer};
 
 fn script() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/compat/peft_check.py")

@@ -7,10 +7,12 @@ use std::sync::Arc;
 use volley_engine::adapter::{Adapter, LoraConfig};
 use volley_engine::config::Compute;
 use volley_engine::cpu::threads::Threads;
+use volley_engine::decode::generate;
 use volley_engine::model::Model;
 use volley_engine::safetensors::{Dtype, SafetensorsFile, TensorData, serialize};
 use volley_engine::sampler::SamplingParams;
-use volley_engine::train::{AdamParams, Datum, Loss, Trainer, generate, score, score_all};
+use volley_engine::score::{score, score_all};
+use volley_engine::train::{AdamParams, Datum, Loss, Trainer};
 
 const LOSS: Loss = Loss::ImportanceSampling;
 

@@ -9,6 +9,7 @@ use crate::fault::{ErrorCode, Fault};
 use crate::ids::{GroupIndex, JobId, RunId};
 use crate::limits::{
     ENV_OPTIONS_BYTES_MAX, ENV_OPTIONS_MAX, GROUP_SIZE_MAX, JOB_ROLLOUTS_MAX, NAME_BYTES_MAX,
+    STOP_STRING_BYTES_MAX, STOP_STRINGS_MAX,
 };
 use crate::seed;
 
@@ -55,7 +56,7 @@ pub enum PolicyRef {
 }
 
 /// How tokens are drawn.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SamplingSpec {
     /// 0 is greedy.
     pub temperature: f32,
@@ -67,6 +68,11 @@ pub struct SamplingSpec {
     pub min_p: f32,
     /// Base of the rollouts' seeds ([`seed::rollout_seed`]).
     pub seed: u64,
+    /// Strings that end a turn as soon as its text contains one of them; at most
+    /// [`STOP_STRINGS_MAX`]. The environment gets the text before it; the tokens that were drawn
+    /// for it stay part of the trajectory.
+    #[serde(default)]
+    pub stop: Vec<String>,
 }
 
 impl Default for SamplingSpec {
@@ -77,6 +83,7 @@ impl Default for SamplingSpec {
             top_p: 1.0,
             min_p: 0.0,
             seed: 0,
+            stop: Vec::new(),
         }
     }
 }
@@ -235,6 +242,19 @@ impl SamplingSpec {
                 return Err(Fault::new(ErrorCode::InvalidRequest, message));
             }
         }
+        let strings = self.stop.len();
+        if strings > STOP_STRINGS_MAX {
+            let message = format!("{strings} stop strings, at most {STOP_STRINGS_MAX} are allowed");
+            return Err(Fault::new(ErrorCode::InvalidRequest, message));
+        }
+        let fits = |string: &String| (1..=STOP_STRING_BYTES_MAX).contains(&string.len());
+        if let Some(string) = self.stop.iter().find(|string| !fits(string)) {
+            let message = format!(
+                "a stop string has {} bytes; allowed are 1 to {STOP_STRING_BYTES_MAX}",
+                string.len()
+            );
+            return Err(Fault::new(ErrorCode::InvalidRequest, message));
+        }
         Ok(())
     }
 }
@@ -270,6 +290,30 @@ mod tests {
             name: "e".into(),
             split: Split::Train,
             config: config.into_iter().collect(),
+        }
+    }
+
+    #[test]
+    fn stop_strings_are_few_short_and_not_empty() {
+        let of = |stop: Vec<String>| SamplingSpec {
+            stop,
+            ..SamplingSpec::default()
+        };
+        let longest = "x".repeat(STOP_STRING_BYTES_MAX);
+        assert_eq!(
+            of(vec![longest.clone(); STOP_STRINGS_MAX]).validate(),
+            Ok(())
+        );
+        for (stop, why) in [
+            (
+                vec!["a".to_owned(); STOP_STRINGS_MAX + 1],
+                "17 stop strings",
+            ),
+            (vec![longest + "x"], "257 bytes"),
+            (vec![String::new()], "0 bytes"),
+        ] {
+            let fault = of(stop).validate().expect_err("over a bound");
+            assert!(fault.message.contains(why), "{}", fault.message);
         }
     }
 

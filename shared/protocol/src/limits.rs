@@ -44,6 +44,12 @@ pub const ENV_OPTIONS_MAX: usize = 64;
 /// worker, and is kept for as long as the job is.
 pub const ENV_OPTIONS_BYTES_MAX: usize = 16 << 10;
 
+/// Stop strings of a job. Every drawn token is searched for all of them.
+pub const STOP_STRINGS_MAX: usize = 16;
+
+/// Bytes of one stop string: as many tokens at most are decoded again with every drawn one.
+pub const STOP_STRING_BYTES_MAX: usize = 256;
+
 /// Jobs that are not finished, per coordinator.
 pub const OPEN_JOBS_MAX: usize = 10_000;
 

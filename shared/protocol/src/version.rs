@@ -15,7 +15,8 @@ use crate::ids::{Epoch, PeerId};
 /// The ladder of wire versions. One sentence each; the last is what this build speaks.
 ///
 /// 1. First protocol: everything in this crate.
-pub const PROTOCOL_VERSION: u16 = 1;
+/// 2. Sampling has stop strings.
+pub const PROTOCOL_VERSION: u16 = 2;
 
 /// Who dials. The role is *not* here: it is taken from the verified certificate.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -29,6 +29,30 @@ fn every_result_comes_once() {
 }
 
 #[test]
+fn a_stop_string_ends_every_turn_and_the_episode_goes_on() {
+    let home = Home::new();
+    let cluster = Cluster::up(&home, &[]);
+    let guess = ["map", "guess", "--seeds", "0..16", "--top-k", "1", "--json"];
+    // The likeliest first guess is 13, which becomes a 1.
+    let said = |stop: &[&str]| -> Vec<String> {
+        let results = cluster.ask(&[&guess[..], stop].concat()).with(0).objects();
+        let turns = results.iter().flat_map(|result| {
+            let transcript = result["transcript"].as_array().expect("a transcript");
+            let by_policy = transcript.iter().filter(|m| m["role"] == "assistant");
+            by_policy.map(|m| m["content"].as_str().expect("a text").to_owned())
+        });
+        turns.collect()
+    };
+    assert!(said(&[]).iter().any(|text| text.contains('3')));
+    let stopped = said(&["--stop", "3", "--stop", "never"]);
+    assert!(stopped.len() > 16, "episodes of several turns: {stopped:?}");
+    assert!(
+        stopped.iter().all(|text| !text.contains('3')),
+        "{stopped:?}"
+    );
+}
+
+#[test]
 fn a_killed_worker_costs_no_result() {
     let home = Home::new();
     let cluster = Cluster::up(&home, &[]);

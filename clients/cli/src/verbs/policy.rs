@@ -4,6 +4,7 @@
 mod args;
 mod bench;
 mod data;
+mod generate;
 mod loss;
 
 use std::path::Path;
@@ -16,13 +17,13 @@ use volley_engine::adapter::Adapter;
 use volley_engine::cpu::threads::Threads;
 use volley_engine::model::Model;
 use volley_engine::safetensors::{Dtype, TensorData, write};
-use volley_engine::sampler::SamplingParams;
+use volley_engine::score::score as score_tokens;
 use volley_engine::train::{self, AdamParams, Loss, StepOutput, Trainer};
 use volley_protocol::{ErrorCode, Fault};
 
 use crate::errors::Stop;
 use crate::output::Output;
-use args::{AdamwArgs, BatchArgs, GenerateArgs, GradArgs, ModelArgs, ScoreArgs};
+use args::{AdamwArgs, BatchArgs, GradArgs, ModelArgs, ScoreArgs};
 
 pub(crate) use args::PolicyVerb;
 
@@ -32,7 +33,7 @@ const INPUT_BYTES_MAX: u64 = 256 << 20;
 pub(crate) fn run(verb: PolicyVerb, output: &Output) -> Result<(), Stop> {
     match verb {
         PolicyVerb::Score(args) => score(&args, output),
-        PolicyVerb::Generate(args) => generate(&args, output),
+        PolicyVerb::Generate(args) => generate::run(&args, output),
         PolicyVerb::Grad(args) => grad(&args, output),
         PolicyVerb::Adamw(args) => adamw(&args, output),
         PolicyVerb::Bench(args) => bench::run(&args, output),
@@ -45,45 +46,10 @@ fn score(args: &ScoreArgs, output: &Output) -> Result<(), Stop> {
     let adapter = adapter(&model, args.adapter.as_deref())?;
     let mut logprobs = Vec::with_capacity(sequences.len());
     for sequence in &sequences {
-        let scored = train::score(&model, adapter.as_ref(), sequence, &threads);
+        let scored = score_tokens(&model, adapter.as_ref(), sequence, &threads);
         logprobs.push(scored.map_err(|error| engine(&error))?);
     }
     output.json(&json!({ "logprobs": logprobs }))
-}
-
-fn generate(args: &GenerateArgs, output: &Output) -> Result<(), Stop> {
-    let prompts = ids(&args.input)?;
-    let (model, threads) = args.model.load()?;
-    let adapter = adapter(&model, args.adapter.as_deref())?;
-    let params = SamplingParams {
-        temperature: args.temperature,
-        ..SamplingParams::greedy()
-    };
-    let eos: &[u32] = if args.stop_at_eos {
-        &model.config().eos_token_ids
-    } else {
-        &[]
-    };
-    let mut sequences = Vec::with_capacity(prompts.len());
-    for prompt in &prompts {
-        let generated = train::generate(
-            &model,
-            adapter.as_ref(),
-            prompt,
-            args.max_tokens,
-            &params,
-            args.seed,
-            eos,
-            &threads,
-        );
-        let train::Generated {
-            tokens,
-            logprobs,
-            stopped,
-        } = generated.map_err(|error| engine(&error))?;
-        sequences.push(json!({ "tokens": tokens, "logprobs": logprobs, "stopped": stopped }));
-    }
-    output.json(&json!({ "sequences": sequences }))
 }
 
 fn grad(args: &GradArgs, output: &Output) -> Result<(), Stop> {

@@ -35,6 +35,18 @@ pub(crate) struct WorkArgs {
     /// 0 always takes the likeliest token.
     #[arg(long, value_name = "T", default_value_t = 1.0)]
     temperature: f32,
+    /// Keeps the K most likely tokens; 0 keeps all.
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    top_k: u32,
+    /// Keeps the fewest most likely tokens whose probabilities reach P.
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    top_p: f32,
+    /// Keeps tokens at least this fraction as likely as the most likely one.
+    #[arg(long, value_name = "P", default_value_t = 0.0)]
+    min_p: f32,
+    /// A string that ends a turn; may be repeated.
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
     /// Further attempts of a rollout whose environment fails.
     #[arg(long, value_name = "N", default_value_t = 3)]
     retries: u32,
@@ -110,8 +122,11 @@ impl WorkArgs {
             policy: policy(client, &self.policy).await?,
             sampling: SamplingSpec {
                 temperature: self.temperature,
+                top_k: self.top_k,
+                top_p: self.top_p,
+                min_p: self.min_p,
                 seed: self.sampling_seed,
-                ..SamplingSpec::default()
+                stop: self.stop.clone(),
             },
             retry: RetryPolicy {
                 retries: self.retries,

@@ -1,5 +1,8 @@
 //! The forward pass.
 
+use std::ops::Range;
+use std::sync::Arc;
+
 use super::Model;
 use super::layer::LayerPass;
 use super::layout::Layout;
@@ -36,19 +39,19 @@ pub struct SequenceStep<'a> {
     pub logits: LogitsWanted,
 }
 
-/// Logits of one sequence of a batch.
+/// Logits of one sequence of a batch. The sequences of a batch share one matrix.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Logits {
-    rows: usize,
+    rows: Range<usize>,
     vocab: usize,
-    data: Vec<f32>,
+    all: Arc<Vec<f32>>,
 }
 
 impl Logits {
     /// Number of rows: 0, 1 or as many as there were tokens.
     #[must_use]
-    pub const fn rows(&self) -> usize {
-        self.rows
+    pub fn rows(&self) -> usize {
+        self.rows.len()
     }
 
     /// The logits of a row, `[vocab]`.
@@ -58,13 +61,13 @@ impl Logits {
     /// There is no such row.
     #[must_use]
     pub fn row(&self, row: usize) -> &[f32] {
-        &self.data[row * self.vocab..][..self.vocab]
+        &self.data()[row * self.vocab..][..self.vocab]
     }
 
     /// All rows, `[rows, vocab]`.
     #[must_use]
     pub fn data(&self) -> &[f32] {
-        &self.data
+        &self.all[self.rows.start * self.vocab..self.rows.end * self.vocab]
     }
 }
 
@@ -135,23 +138,15 @@ impl Model {
         let mut all = vec![0.0; wanted * vocab];
         let h = input(self.compute, threads, h, hidden, &mut s.pairs);
         gemm(threads, h, &self.output, &mut all, Store::Set);
-        if let [rows] = layout.wanted_rows.as_slice() {
-            return vec![Logits {
-                rows: *rows,
-                vocab,
-                data: all,
-            }];
-        }
-        let mut rest = all.as_slice();
-        let split = |&rows: &usize| {
-            let (mine, others) = rest.split_at(rows * vocab);
-            rest = others;
+        let (all, mut end) = (Arc::new(all), 0);
+        let logits = |&rows: &usize| {
+            end += rows;
             Logits {
-                rows,
+                rows: end - rows..end,
                 vocab,
-                data: mine.to_vec(),
+                all: Arc::clone(&all),
             }
         };
-        layout.wanted_rows.iter().map(split).collect()
+        layout.wanted_rows.iter().map(logits).collect()
     }
 }

@@ -1,5 +1,6 @@
 //! Token ids from text and back, as `tokenizer.json` says.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -10,6 +11,8 @@ use crate::error::EngineError;
 /// A model's tokenizer.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    /// Ids that `skip_special` leaves out.
+    special: BTreeSet<u32>,
     path: PathBuf,
 }
 
@@ -29,7 +32,13 @@ impl Tokenizer {
         inner.with_padding(None);
         let plain = inner.with_truncation(None);
         plain.map_err(|error| invalid(&path, &error.to_string()))?;
-        Ok(Self { inner, path })
+        let added = inner.get_added_tokens_decoder().into_iter();
+        let special = added.filter(|(_, token)| token.special);
+        Ok(Self {
+            special: special.map(|(id, _)| id).collect(),
+            inner,
+            path,
+        })
     }
 
     /// The ids of a text. Special tokens that stand in the text are found; none are added, because
@@ -63,6 +72,12 @@ impl Tokenizer {
     #[must_use]
     pub fn token(&self, id: u32) -> Option<String> {
         self.inner.id_to_token(id)
+    }
+
+    /// Whether an id stands for text: it is in the vocabulary and not special.
+    #[must_use]
+    pub fn has_text(&self, id: u32) -> bool {
+        !self.special.contains(&id) && self.inner.id_to_token(id).is_some()
     }
 
     /// Number of tokens, added ones included.

@@ -56,7 +56,7 @@ impl Datum {
 }
 
 /// Refuses sequences that have no position, do not fit the context, or leave the vocabulary.
-pub(super) fn check_tokens(tokens: &[u32], model: &ModelConfig) -> Result<(), EngineError> {
+pub(crate) fn check_tokens(tokens: &[u32], model: &ModelConfig) -> Result<(), EngineError> {
     let vocab_size = model.vocab_size;
     let outside = tokens.iter().find(|token| **token as usize >= vocab_size);
     if let Some(&token) = outside {

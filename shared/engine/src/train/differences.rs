@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::{Datum, Loss, Trainer, score};
+use super::{Datum, Loss, Trainer};
 use crate::adapter::{Adapter, LoraConfig, Target};
 use crate::config::ModelConfig;
 use crate::cpu::threads::Threads;
 use crate::model::Model;
 use crate::safetensors::{Dtype, TensorData, write};
+use crate::score::score;
 
 const CONFIG: &str = r#"{"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3",
     "vocab_size": 53, "hidden_size": 26, "intermediate_size": 37, "num_hidden_layers": 3,

@@ -87,6 +87,7 @@ pub(crate) fn job() -> JobSpec {
             top_p: 0.25,
             min_p: 0.125,
             seed: 9,
+            stop: vec!["</a>".into()],
         },
         retry: RetryPolicy {
             retries: 3,

@@ -47,7 +47,13 @@ impl Default for Lora {
 
 impl Default for Sampling {
     fn default() -> Self {
-        Self { temperature: 1.0 }
+        Self {
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            stop: Vec::new(),
+        }
     }
 }
 

@@ -131,6 +131,14 @@ pub struct Lora {
 pub struct Sampling {
     /// Temperature. Default 1.
     pub temperature: f64,
+    /// Keeps the k most likely tokens; 0 keeps all. Default 0.
+    pub top_k: u32,
+    /// Keeps the fewest most likely tokens whose probabilities reach this sum. Default 1: all.
+    pub top_p: f64,
+    /// Keeps tokens at least this fraction as likely as the most likely one. Default 0: all.
+    pub min_p: f64,
+    /// Strings that end a turn; evaluations stop at them too. Default: none.
+    pub stop: Vec<String>,
 }
 
 /// Processes that play.

@@ -4,7 +4,8 @@ use std::fmt::Display;
 use std::ops::RangeInclusive;
 
 use volley_protocol::limits::{
-    GROUP_SIZE_MAX, JOB_ROLLOUTS_MAX, NAME_BYTES_MAX, REGISTER_VERSIONS_MAX,
+    GROUP_SIZE_MAX, JOB_ROLLOUTS_MAX, NAME_BYTES_MAX, REGISTER_VERSIONS_MAX, STOP_STRING_BYTES_MAX,
+    STOP_STRINGS_MAX,
 };
 
 use super::{LossName, Recipe, Schedule};
@@ -26,7 +27,7 @@ type Violation = (&'static str, String);
 /// The first value that is not allowed, in the order of the file.
 pub(super) fn first_violation(recipe: &Recipe) -> Option<Violation> {
     let checks = [
-        names, batches, loss, optimiser, adapter, processes, evaluation,
+        names, batches, loss, optimiser, adapter, sampling, processes, evaluation,
     ];
     checks.iter().find_map(|check| check(recipe).err())
 }
@@ -177,13 +178,32 @@ fn adapter(recipe: &Recipe) -> Result<(), Violation> {
     if let Some(pair) = targets.windows(2).find(|pair| pair[0] == pair[1]) {
         return Err(("lora.targets", format!("names `{}` twice", pair[0])));
     }
+    Ok(())
+}
+
+fn sampling(recipe: &Recipe) -> Result<(), Violation> {
+    let sampling = &recipe.sampling;
     // At 0 the members of a group say the same: nothing could be learnt.
-    above(
-        "sampling.temperature",
-        recipe.sampling.temperature,
-        0.0,
-        100.0,
-    )
+    above("sampling.temperature", sampling.temperature, 0.0, 100.0)?;
+    above("sampling.top_p", sampling.top_p, 0.0, 1.0)?;
+    within("sampling.min_p", sampling.min_p, 0.0..=1.0)?;
+    let strings = sampling.stop.len();
+    if strings > STOP_STRINGS_MAX {
+        let what = format!("has {strings} strings; allowed are at most {STOP_STRINGS_MAX}");
+        return Err(("sampling.stop", what));
+    }
+    let fits = |string: &&String| !(1..=STOP_STRING_BYTES_MAX).contains(&string.len());
+    match sampling.stop.iter().find(fits) {
+        None => Ok(()),
+        Some(string) => {
+            let bytes = string.len();
+            let due = format!("allowed are 1 to {STOP_STRING_BYTES_MAX}");
+            Err((
+                "sampling.stop",
+                format!("has a string of {bytes} bytes; {due}"),
+            ))
+        }
+    }
 }
 
 fn processes(recipe: &Recipe) -> Result<(), Violation> {

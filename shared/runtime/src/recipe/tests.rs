@@ -140,6 +140,18 @@ fn every_bad_value_of_the_other_sections_too() {
             "`sampling.temperature` is -1; allowed is more than 0, at most 100",
         ),
         (
+            "[sampling]\ntop_p = 0",
+            "`sampling.top_p` is 0; allowed is more than 0, at most 1",
+        ),
+        (
+            "[sampling]\nmin_p = 2",
+            "`sampling.min_p` is 2; allowed is 0 to 1",
+        ),
+        (
+            "[sampling]\nstop = [\"a\", \"\"]",
+            ":5:8: `sampling.stop` has a string of 0 bytes; allowed are 1 to 256",
+        ),
+        (
             "[workers]\ncount = 0",
             "`workers.count` is 0; allowed is 1 to 1024",
         ),

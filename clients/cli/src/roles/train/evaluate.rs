@@ -28,6 +28,8 @@ pub(crate) struct HeldOut {
     pub(crate) options: BTreeMap<String, String>,
     pub(crate) first_instance: u64,
     pub(crate) instances: u64,
+    /// Strings that end a turn.
+    pub(crate) stop: Vec<String>,
 }
 
 /// Plays every held-out instance twice.
@@ -103,6 +105,7 @@ impl HeldOut {
             policy,
             sampling: SamplingSpec {
                 temperature,
+                stop: self.stop.clone(),
                 ..SamplingSpec::default()
             },
             retry: RetryPolicy::default(),
@@ -163,6 +166,7 @@ mod tests {
             options: BTreeMap::new(),
             first_instance: 1,
             instances: 2,
+            stop: Vec::new(),
         };
         let job = |name, attempt| held_out.job(name, 0.0, PolicyRef::Base, 0, attempt);
         assert_eq!(job("greedy", 0), job("greedy", 0));

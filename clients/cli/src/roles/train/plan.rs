@@ -74,6 +74,7 @@ impl Plan {
             options: self.recipe.environment_options.clone(),
             first_instance: self.recipe.evaluation.first_instance,
             instances: self.recipe.evaluation.instances,
+            stop: self.recipe.sampling.stop.clone(),
         }
     }
 

@@ -119,9 +119,30 @@ pub(crate) struct GenerateArgs {
     /// 0 always takes the likeliest token.
     #[arg(long, value_name = "T", default_value_t = 0.0)]
     pub(super) temperature: f32,
+    /// Keeps the K most likely tokens; 0 keeps all.
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    pub(super) top_k: u32,
+    /// Keeps the fewest most likely tokens whose probabilities reach P.
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    pub(super) top_p: f32,
+    /// Keeps tokens at least this fraction as likely as the most likely one.
+    #[arg(long, value_name = "P", default_value_t = 0.0)]
+    pub(super) min_p: f32,
     /// Seed of the sampling.
     #[arg(long, value_name = "S", default_value_t = 0)]
     pub(super) seed: u64,
+    /// End as soon as the text contains this string; may be repeated. Needs tokenizer.json.
+    #[arg(long, value_name = "TEXT")]
+    pub(super) stop: Vec<String>,
+    /// Report the log-probabilities of the prompt's tokens but the first.
+    #[arg(long)]
+    pub(super) prompt_logprobs: bool,
+    /// Report the K likeliest tokens in each token's place, as [id, log-probability].
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    pub(super) top_logprobs: usize,
+    /// Print a JSON line for every token as it is drawn, with its text. Needs tokenizer.json.
+    #[arg(long)]
+    pub(super) stream: bool,
     /// End with the model's end-of-text token.
     #[arg(long)]
     pub(super) stop_at_eos: bool,

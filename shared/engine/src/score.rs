@@ -1,15 +1,13 @@
-//! The policy as a caller without a worker sees it: log-probabilities of a text, and texts.
-//!
-//! Both give, to the bit, the log-probabilities that a trainer's forward computes.
+//! Log-probabilities of given texts: to the bit those that a trainer's forward computes, and those
+//! that were recorded when a text was drawn.
 
-use super::batch::check_tokens;
 use crate::adapter::Adapter;
 use crate::cpu::softmax::log_softmax_at;
 use crate::cpu::threads::Threads;
 use crate::error::EngineError;
 use crate::kv::KvCache;
 use crate::model::{LogitsWanted, Model, Scratch, SequenceStep};
-use crate::sampler::{Sampled, SamplingParams, sample};
+use crate::train::check_tokens;
 
 /// Logits computed at a time by [`score`]: 2^18 are 1 MiB …
 const CHUNK_VALUES: usize = 1 << 18;
@@ -80,17 +78,6 @@ fn score_together(
     Ok(())
 }
 
-/// A sampled continuation.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Generated {
-    /// The tokens, the stop token included.
-    pub tokens: Vec<u32>,
-    /// Their log-probabilities under the policy, untempered, nats.
-    pub logprobs: Vec<f32>,
-    /// Whether the last token is a stop token.
-    pub stopped: bool,
-}
-
 /// Log-probabilities, nats, of all tokens but the first, each given those before it.
 ///
 /// # Errors
@@ -121,61 +108,4 @@ pub fn score(
         }
     }
     Ok(logprobs)
-}
-
-/// Samples up to `max_tokens` tokens after a prompt, ending early with a token of `stop`.
-///
-/// The draw of a token is a function of the seed and the token's position in the sequence.
-///
-/// # Errors
-///
-/// The prompt is empty, prompt and answer do not fit the context, a token leaves the vocabulary;
-/// the adapter does not fit.
-#[expect(
-    clippy::too_many_arguments,
-    reason = "the parameters of sampling have no common noun"
-)]
-pub fn generate(
-    model: &Model,
-    adapter: Option<&Adapter>,
-    prompt: &[u32],
-    max_tokens: usize,
-    params: &SamplingParams,
-    seed: u64,
-    stop: &[u32],
-    threads: &Threads,
-) -> Result<Generated, EngineError> {
-    if prompt.is_empty() {
-        let what = "an empty prompt says nothing about the next token".to_owned();
-        return Err(EngineError::InvalidArgument { what });
-    }
-    // The last token is sampled and never read.
-    let needed = (prompt.len() + max_tokens).saturating_sub(1);
-    let max = model.config().max_position_embeddings;
-    if needed > max {
-        return Err(EngineError::ContextExceeded { needed, max });
-    }
-    let (mut cache, mut scratch) = (KvCache::new(model.config()), Scratch::new());
-    let mut generated = Generated::default();
-    let mut next = prompt.to_vec();
-    for index in 0..max_tokens {
-        let step = SequenceStep {
-            tokens: &next,
-            cache: &mut cache,
-            adapter,
-            logits: LogitsWanted::Last,
-        };
-        let logits = model.forward(&mut [step], threads, &mut scratch)?;
-        let position = (prompt.len() + index) as u64;
-        let Sampled { token, logprob } = sample(logits[0].row(0), params, seed, position);
-        generated.tokens.push(token);
-        generated.logprobs.push(logprob);
-        if stop.contains(&token) {
-            generated.stopped = true;
-            break;
-        }
-        next.clear();
-        next.push(token);
-    }
-    Ok(generated)
 }

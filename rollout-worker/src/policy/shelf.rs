@@ -1,0 +1,89 @@
+//! Adapters in memory. A thread of its own reads new ones, so that a version that arrives does not
+//! hold up a decode step; the policy thread takes them from here when an episode begins.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+
+use volley_engine::adapter::Adapter;
+use volley_engine::model::Model;
+use volley_protocol::Digest;
+use volley_protocol::adapter::AdapterVersion;
+use volley_protocol::fault::{ErrorCode, Fault};
+
+use super::{PolicyEvent, Report};
+
+/// How far the reading thread stands back behind the decoding ones: the running episodes do not
+/// need the new version.
+const NICENESS: i32 = 10;
+
+type Adapters = Mutex<BTreeMap<Digest, Arc<Adapter>>>;
+
+/// The shelf, and the way to have something put on it. What waits to be read is bounded by what
+/// the worker core asks its learner for.
+pub(crate) struct AdapterShelf {
+    adapters: Arc<Adapters>,
+    arrivals: mpsc::Sender<(AdapterVersion, Vec<u8>)>,
+}
+
+impl AdapterShelf {
+    /// An empty shelf. `report` is told of every adapter that is ready, or cannot be used.
+    pub(crate) fn new(model: Arc<Model>, report: Report) -> Result<Self, Fault> {
+        let adapters = Arc::new(Adapters::default());
+        let (arrivals, inbox) = mpsc::channel();
+        let shelf = Arc::clone(&adapters);
+        let read = move || read_all(&inbox, &model, &shelf, &report);
+        std::thread::Builder::new()
+            .name("adapters".into())
+            .spawn(read)
+            .map_err(|error| {
+                let message = format!("no thread for adapters: {error}");
+                Fault::new(ErrorCode::Internal, message)
+            })?;
+        Ok(Self { adapters, arrivals })
+    }
+
+    /// Has bytes read and prepared.
+    pub(crate) fn add(&self, version: AdapterVersion, bytes: Vec<u8>) {
+        if self.arrivals.send((version, bytes)).is_err() {
+            tracing::error!(?version, "the thread that reads adapters has left");
+        }
+    }
+
+    /// An adapter that was reported as ready and not dropped since.
+    pub(crate) fn get(&self, digest: Digest) -> Option<Arc<Adapter>> {
+        locked(&self.adapters).get(&digest).cloned()
+    }
+
+    /// Forgets an adapter; episodes that play with it keep it.
+    pub(crate) fn drop(&self, digest: Digest) {
+        locked(&self.adapters).remove(&digest);
+    }
+}
+
+fn read_all(
+    inbox: &mpsc::Receiver<(AdapterVersion, Vec<u8>)>,
+    model: &Model,
+    shelf: &Adapters,
+    report: &Report,
+) {
+    // Without the permission to stand back it reads all the same.
+    let _ = rustix::process::nice(NICENESS);
+    while let Ok((version, bytes)) = inbox.recv() {
+        report(match Adapter::from_bytes(model.config(), &bytes) {
+            Ok(adapter) => {
+                adapter.prepare(model.compute());
+                locked(shelf).insert(version.digest, Arc::new(adapter));
+                PolicyEvent::AdapterReady(version)
+            }
+            Err(error) => PolicyEvent::AdapterFailed {
+                version,
+                fault: Fault::from(&error),
+            },
+        });
+    }
+}
+
+/// A map that somebody left in the middle of an insertion is still a map.
+fn locked(adapters: &Adapters) -> MutexGuard<'_, BTreeMap<Digest, Arc<Adapter>>> {
+    adapters.lock().unwrap_or_else(PoisonError::into_inner)
+}
