@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use volley_engine::adapter::{Adapter, LoraConfig};
+use volley_engine::adapter::{Adapter, LoraConfig, Target};
 use volley_engine::config::Compute;
 use volley_engine::train::{AdamParams, Estimator, Loss, Trainer};
 use volley_learner_core::{Config, Restored as CoreState, Schedule};
@@ -18,7 +18,7 @@ use volley_protocol::job::{
 };
 use volley_protocol::run::RunInfo;
 use volley_protocol::{Digest, RangeSet, Trajectory};
-use volley_runtime::recipe::{self, Advantage, LossName, Recipe};
+use volley_runtime::recipe::{self, Advantage, LoraTarget, LossName, Recipe};
 use volley_runtime::run_dir::RunDir;
 
 use crate::driver::arrival;
@@ -332,15 +332,29 @@ pub(crate) const fn compute(recipe: &Recipe) -> Compute {
 
 fn lora(recipe: &Recipe) -> LoraConfig {
     let lora = &recipe.lora;
-    let names = lora.targets.iter().map(|target| format!("{target}_proj"));
+    let mut targets: Vec<Target> = lora.targets.iter().filter_map(projection).collect();
+    targets.sort_unstable();
     LoraConfig {
         rank: lora.rank as usize,
         alpha: lora.alpha as f32,
         rslora: lora.rslora,
-        targets: names
-            .filter_map(|n| volley_engine::adapter::Target::from_name(&n))
-            .collect(),
+        targets,
+        lm_head: lora.targets.contains(&LoraTarget::LmHead),
     }
+}
+
+/// The linear layer that a recipe's target stands for; none for the output matrix.
+const fn projection(target: &LoraTarget) -> Option<Target> {
+    Some(match target {
+        LoraTarget::Q => Target::Q,
+        LoraTarget::K => Target::K,
+        LoraTarget::V => Target::V,
+        LoraTarget::O => Target::O,
+        LoraTarget::Gate => Target::Gate,
+        LoraTarget::Up => Target::Up,
+        LoraTarget::Down => Target::Down,
+        LoraTarget::LmHead => return None,
+    })
 }
 
 fn settings(recipe: &Recipe) -> StepSettings {

@@ -1,4 +1,5 @@
-//! LoRA adapters: low-rank additions to a model's linear layers (Hu et al. 2021, arXiv 2106.09685).
+//! LoRA adapters: low-rank additions to a model's linear layers and its output matrix (Hu et al.
+//! 2021, arXiv 2106.09685).
 //!
 //! An adapted layer computes `y = W x + s B (A x)` with `A: [rank, in]`, `B: [out, rank]` and the
 //! scale `s` of [`LoraConfig::scale`]. An [`Adapter`] is the *published copy*: sampler and learner
@@ -8,10 +9,13 @@ mod bytes;
 mod config;
 mod init;
 mod peft;
+mod site;
 
 use sha2::{Digest, Sha256};
 
 pub use config::{LoraConfig, Target};
+pub(crate) use site::PerSite;
+pub use site::Site;
 
 use crate::config::{Compute, ModelConfig};
 use crate::error::EngineError;
@@ -26,14 +30,11 @@ pub struct LoraPair {
     pub b: Vec<f32>,
 }
 
-/// The adapted linear layers of one transformer layer, by [`Target::index`].
-pub type LayerAdapter = [Option<LoraPair>; Target::ALL.len()];
-
 /// A complete set of adapter weights. It never changes once it is shared.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Adapter {
     config: LoraConfig,
-    layers: Vec<LayerAdapter>,
+    pairs: PerSite<Option<LoraPair>>,
     packed: PackedCell,
 }
 
@@ -46,13 +47,11 @@ pub enum Factor {
     B,
 }
 
-/// One tensor of an adapter, in the fixed order: by layer, then target, A before B.
+/// One tensor of an adapter, in the fixed order: that of [`Site::all`], A before B.
 #[derive(Clone, Debug)]
 pub struct AdapterTensor<'a> {
-    /// The transformer layer.
-    pub layer: usize,
-    /// The linear layer in it.
-    pub target: Target,
+    /// The matrix that it adds to.
+    pub site: Site,
     /// Which factor.
     pub factor: Factor,
     /// Rows and columns.
@@ -72,13 +71,7 @@ impl AdapterTensor<'_> {
     /// `model.layers.0.self_attn.q_proj.lora_A`.
     #[must_use]
     pub fn module_name(&self) -> String {
-        let Self {
-            layer,
-            target,
-            factor,
-            ..
-        } = self;
-        format!("model.layers.{layer}.{}.lora_{factor:?}", target.path())
+        format!("{}.lora_{:?}", self.site.path(), self.factor)
     }
 }
 
@@ -114,47 +107,29 @@ impl Adapter {
     /// Number of transformer layers.
     #[must_use]
     pub const fn num_layers(&self) -> usize {
-        self.layers.len()
+        self.pairs.num_layers()
     }
 
-    /// The adapted linear layers of a transformer layer.
-    ///
-    /// # Panics
-    ///
-    /// There is no such layer.
+    /// The pair of a site, if it is adapted.
     #[must_use]
-    pub fn layer(&self, layer: usize) -> &LayerAdapter {
-        &self.layers[layer]
-    }
-
-    /// The pair of one linear layer, if it is adapted.
-    #[must_use]
-    pub fn pair(&self, layer: usize, target: Target) -> Option<&LoraPair> {
-        self.layers.get(layer)?[target.index()].as_ref()
+    pub fn pair(&self, site: Site) -> Option<&LoraPair> {
+        self.pairs.get(site)?.as_ref()
     }
 
     /// Every tensor in the fixed order.
     pub fn tensors(&self) -> impl Iterator<Item = AdapterTensor<'_>> {
         let rank = self.config.rank;
-        let layers = self.layers.iter().enumerate();
-        layers.flat_map(move |(layer, pairs)| {
-            let present = Target::ALL.into_iter().zip(pairs);
-            present.flat_map(move |(target, pair)| {
-                let halves = pair.iter().flat_map(move |pair| {
-                    let columns = pair.a.len() / rank;
-                    let rows = pair.b.len() / rank;
-                    [
-                        (Factor::A, [rank, columns], pair.a.as_slice()),
-                        (Factor::B, [rows, rank], pair.b.as_slice()),
-                    ]
-                });
-                halves.map(move |(factor, shape, values)| AdapterTensor {
-                    layer,
-                    target,
-                    factor,
-                    shape,
-                    values,
-                })
+        let present = (self.pairs.iter()).filter_map(|(site, pair)| Some((site, pair.as_ref()?)));
+        present.flat_map(move |(site, pair)| {
+            let halves = [
+                (Factor::A, [rank, pair.a.len() / rank], pair.a.as_slice()),
+                (Factor::B, [pair.b.len() / rank, rank], pair.b.as_slice()),
+            ];
+            halves.map(|(factor, shape, values)| AdapterTensor {
+                site,
+                factor,
+                shape,
+                values,
             })
         })
     }
@@ -162,7 +137,7 @@ impl Adapter {
     /// The values of every tensor, in the order of [`Self::tensors`].
     pub(crate) fn values_mut(&mut self) -> impl Iterator<Item = &mut [f32]> {
         self.packed = PackedCell::default();
-        let pairs = self.layers.iter_mut().flatten().flatten();
+        let pairs = self.pairs.values_mut().flatten();
         pairs.flat_map(|pair| [pair.a.as_mut_slice(), pair.b.as_mut_slice()])
     }
 
@@ -196,15 +171,15 @@ impl Adapter {
     /// [`EngineError::AdapterMismatch`] with the first tensor that differs, its shape and the
     /// shape that is due.
     pub fn check_fits(&self, model: &ModelConfig) -> Result<(), EngineError> {
-        if self.layers.len() != model.num_layers {
+        if self.num_layers() != model.num_layers {
             return Err(mismatch(format!(
                 "layers expected={} got={}",
                 model.num_layers,
-                self.layers.len()
+                self.num_layers()
             )));
         }
         for tensor in self.tensors() {
-            let due = tensor.factor.shape(self.config.rank, tensor.target, model);
+            let due = tensor.factor.shape(self.config.rank, tensor.site, model);
             if tensor.shape != due {
                 return Err(shape_mismatch(&tensor.peft_name(), due, &tensor.shape));
             }
@@ -221,8 +196,8 @@ impl Adapter {
 
 impl Factor {
     /// The shape that a factor has in a model.
-    fn shape(self, rank: usize, target: Target, model: &ModelConfig) -> [usize; 2] {
-        let (rows, columns) = target.shape(model);
+    fn shape(self, rank: usize, site: Site, model: &ModelConfig) -> [usize; 2] {
+        let (rows, columns) = site.shape(model);
         match self {
             Self::A => [rank, columns],
             Self::B => [rows, rank],

@@ -9,6 +9,8 @@
 //! h = norm(x)                    x = x + [norm]((W + s B A) (act(gate h) * up h))
 //! ```
 //!
+//! After the last one, `logits = W h + s B (A h)` with `h = norm(x)`.
+//!
 //! What stands in brackets is a switch of [`ModelConfig`]. The same code serves prefill, decode
 //! and the learner's forward; a row's result does not depend on the rows beside it (see
 //! [`crate::cpu`]).
@@ -20,6 +22,7 @@ mod layout;
 mod lora;
 mod scratch;
 mod synthetic;
+mod unembed;
 mod weights;
 
 use std::fmt;
@@ -30,6 +33,7 @@ pub(crate) use layer::{LayerBuffers, LayerPass, LowRank, SequenceRows, Work};
 pub(crate) use layout::AdapterRun;
 pub(crate) use lora::{PackedAdapter, PackedCell};
 pub use scratch::Scratch;
+pub(crate) use unembed::UnembedBuffers;
 pub use weights::LayerWeights;
 
 use crate::config::{Compute, ModelConfig};

@@ -3,7 +3,7 @@
 
 mod random_model;
 
-use random_model::{Noise, ODD_SHAPES, models};
+use random_model::{Noise, ODD_SHAPES, Shape, models};
 use volley_engine::EngineError;
 use volley_engine::adapter::{Adapter, LoraConfig, Target};
 use volley_engine::cpu::Isa;
@@ -43,49 +43,24 @@ fn logits(model: &Model, adapter: Option<&Adapter>, tokens: &[u32]) -> Vec<u32> 
 }
 
 /// An adapter whose B is not zero.
-fn adapter(model: &Model, rank: usize, targets: &[Target], seed: u64) -> Adapter {
+fn adapter(model: &Model, rank: usize, targets: &[Target], lm_head: bool, seed: u64) -> Adapter {
     let config = LoraConfig {
         rank,
         alpha: 1.5 * rank as f32,
         rslora: false,
         targets: targets.to_vec(),
+        lm_head,
     };
-    let fresh = Adapter::init(model.config(), &config, seed).expect("valid settings");
-    let mut noise = Noise::new(seed);
-    let mut tensors =
-        volley_engine::safetensors::SafetensorsFile::from_bytes("fresh", fresh.to_bytes());
-    let file = tensors.as_mut().expect("its own bytes");
-    let values: Vec<(String, Vec<usize>, Vec<f32>)> = (file.names())
-        .map(|name| {
-            let view = file.tensor(name).expect("it is there");
-            let values = view
-                .to_f32()
-                .iter()
-                .map(|v| v + 0.2 * noise.symmetric())
-                .collect();
-            (name.to_owned(), view.shape().to_vec(), values)
-        })
-        .collect();
-    let data: Vec<_> = (values.iter())
-        .map(
-            |(name, shape, data)| volley_engine::safetensors::TensorData {
-                name: name.clone(),
-                shape: shape.clone(),
-                dtype: volley_engine::safetensors::Dtype::F32,
-                data,
-            },
-        )
-        .collect();
-    let bytes = volley_engine::safetensors::serialize(&data, file.metadata()).expect("valid");
-    Adapter::from_bytes(model.config(), &bytes).expect("its own format")
+    random_model::adapter(model, &config, seed)
 }
 
 /// One adapter per kind of coverage.
 fn adapters(model: &Model) -> Vec<Adapter> {
     vec![
-        adapter(model, 3, &Target::ALL, 5),
-        adapter(model, 17, &[Target::Q, Target::V], 6),
-        adapter(model, 1, &[Target::O, Target::Up, Target::Down], 7),
+        adapter(model, 3, &Target::ALL, true, 5),
+        adapter(model, 17, &[Target::Q, Target::V], false, 6),
+        adapter(model, 1, &[Target::O, Target::Up, Target::Down], true, 7),
+        adapter(model, 33, &[], true, 8),
     ]
 }
 
@@ -94,7 +69,8 @@ fn decode_and_every_chunking_equal_prefill() {
     for (name, shape, model) in models() {
         let mut noise = Noise::new(11);
         let tokens = noise.tokens(83, shape.vocab);
-        for adapter in [None, Some(&adapters(&model)[0])] {
+        let loras = adapters(&model);
+        for adapter in [None, Some(&loras[0]), Some(&loras[3])] {
             let whole = logits(&model, adapter, &tokens);
             let one_by_one: Vec<usize> = (1..tokens.len()).collect();
             let mut chunkings = vec![
@@ -122,13 +98,15 @@ fn decode_and_every_chunking_equal_prefill() {
 fn threads_and_instruction_sets_change_nothing() {
     for (name, shape, model) in models() {
         let tokens = Noise::new(3).tokens(200, shape.vocab);
-        let lora = &adapters(&model)[0];
-        let expected = logits(&model, Some(lora), &tokens);
-        for isa in Isa::available() {
-            for count in [1, 2, 3] {
-                let threads = Threads::with_isa(count, isa);
-                let got = logits_in_pieces(&model, &threads, Some(lora), &tokens, &[150, 151, 152]);
-                assert!(got == expected, "{name} {} x {count}", isa.name());
+        for lora in &adapters(&model)[..2] {
+            let expected = logits(&model, Some(lora), &tokens);
+            for isa in Isa::available() {
+                for count in [1, 2, 3] {
+                    let threads = Threads::with_isa(count, isa);
+                    let cuts = [150, 151, 152];
+                    let got = logits_in_pieces(&model, &threads, Some(lora), &tokens, &cuts);
+                    assert!(got == expected, "{name} {} x {count}", isa.name());
+                }
             }
         }
     }
@@ -144,7 +122,10 @@ fn company_in_the_batch_changes_nothing() {
             .iter()
             .map(|&len| noise.tokens(len + 5, shape.vocab))
             .collect();
-        let pick = |i: usize| [None, Some(&loras[0]), Some(&loras[0]), Some(&loras[1])][i % 4];
+        let pick = |i: usize| {
+            let lora = [None, Some(0), Some(0), Some(1), Some(2), Some(3), Some(3)][i % 7];
+            lora.map(|index: usize| &loras[index])
+        };
         let alone: Vec<Vec<u32>> = (sequences.iter().enumerate())
             .map(|(i, tokens)| logits(&model, pick(i), tokens))
             .collect();
@@ -228,29 +209,37 @@ fn forks_and_truncated_caches_continue_exactly() {
 
 #[test]
 fn wanted_rows_are_those_rows() {
-    let (shape, model) = (ODD_SHAPES[0], ODD_SHAPES[0].model(1));
-    let tokens = Noise::new(2).tokens(9, shape.vocab);
-    let all = logits(&model, None, &tokens);
-    let (mut a, mut b) = (KvCache::new(model.config()), KvCache::new(model.config()));
-    let mut c = KvCache::new(model.config());
-    let step = |cache, logits| SequenceStep {
-        tokens: &tokens,
-        cache,
-        adapter: None,
-        logits,
-    };
-    let mut steps = [
-        step(&mut a, LogitsWanted::None),
-        step(&mut b, LogitsWanted::Last),
-        step(&mut c, LogitsWanted::All),
-    ];
-    let out = model
-        .forward(&mut steps, &Threads::new(1), &mut Scratch::new())
-        .expect("valid");
-    assert_eq!(out.iter().map(|l| l.rows()).collect::<Vec<_>>(), [0, 1, 9]);
-    let bits = |data: &[f32]| data.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
-    assert_eq!(bits(out[2].data()), all);
-    assert_eq!(bits(out[1].row(0)), all[8 * shape.vocab..]);
+    for (name, shape, model) in models() {
+        let tokens = Noise::new(2).tokens(9, shape.vocab);
+        let loras = adapters(&model);
+        let all = |lora| logits(&model, lora, &tokens);
+        let mut caches: [KvCache; 4] = std::array::from_fn(|_| KvCache::new(model.config()));
+        let wanted = [
+            (Some(&loras[3]), LogitsWanted::None),
+            (Some(&loras[0]), LogitsWanted::Last),
+            (None, LogitsWanted::All),
+            (Some(&loras[3]), LogitsWanted::All),
+        ];
+        let steps = caches.iter_mut().zip(wanted);
+        let mut steps: Vec<_> = steps
+            .map(|(cache, (adapter, logits))| SequenceStep {
+                tokens: &tokens,
+                cache,
+                adapter,
+                logits,
+            })
+            .collect();
+        let out = model
+            .forward(&mut steps, &Threads::new(1), &mut Scratch::new())
+            .expect("valid");
+        let rows: Vec<usize> = out.iter().map(|l| l.rows()).collect();
+        assert_eq!(rows, [0, 1, 9, 9]);
+        let bits = |data: &[f32]| data.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+        let last = &all(Some(&loras[0]))[8 * shape.vocab..];
+        assert!(bits(out[1].row(0)) == last, "{name}");
+        assert!(bits(out[2].data()) == all(None), "{name}");
+        assert!(bits(out[3].data()) == all(Some(&loras[3])), "{name}");
+    }
 }
 
 #[test]
@@ -260,12 +249,18 @@ fn a_refused_batch_changes_no_cache() {
     let good = [1u32, 2, 3];
     let long = vec![1u32; 601];
     let beyond = [shape.vocab as u32];
-    let misfit = adapter(&other, 2, &Target::ALL, 1);
+    let misfit = adapter(&other, 2, &Target::ALL, false, 1);
+    let wider = Shape {
+        vocab: shape.vocab + 2,
+        ..shape
+    };
+    let other_vocab = adapter(&wider.model(1), 2, &[], true, 1);
     let mut foreign = KvCache::new(other.config());
-    let cases: [(&[u32], Option<&Adapter>, &str); 3] = [
+    let cases: [(&[u32], Option<&Adapter>, &str); 4] = [
         (&long, None, "CONTEXT_EXCEEDED"),
         (&beyond, None, "TOKEN_OUT_OF_RANGE"),
         (&good, Some(&misfit), "ADAPTER_MISMATCH"),
+        (&good, Some(&other_vocab), "ADAPTER_MISMATCH"),
     ];
     let run = |tokens: &[u32], cache: &mut KvCache, adapter| -> EngineError {
         let mut first = KvCache::new(model.config());

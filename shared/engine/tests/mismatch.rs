@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use fixture::Fixture;
 use random_model::Noise;
-use volley_engine::adapter::Adapter;
+use volley_engine::adapter::{Adapter, LoraConfig};
 use volley_engine::config::Compute;
 use volley_engine::cpu::threads::Threads;
 use volley_engine::decode::{Decoder, Drawn, Request};
@@ -216,12 +216,23 @@ fn ten_thousand_sampled_tokens_have_the_learners_logprobs() {
     assert!(sampled >= TOKENS, "{sampled}");
 }
 
-/// The fixture's adapters, and one of a rank that fills no vector.
+/// The fixture's adapters, one of a rank that fills no vector, and two on the output matrix.
 fn adapters(fixture: Fixture, model: &Model) -> Vec<Arc<Adapter>> {
     let mut adapters: Vec<Adapter> = (fixture.adapters().iter())
         .map(|name| fixture.adapter(model, name))
         .collect();
-    let config = volley_engine::adapter::LoraConfig::all_linear(5, 7.0);
-    adapters.push(Adapter::init(model.config(), &config, 9).expect("valid settings"));
+    let all = LoraConfig::all_linear(5, 7.0);
+    adapters.push(Adapter::init(model.config(), &all, 9).expect("valid settings"));
+    let with_head = LoraConfig {
+        lm_head: true,
+        ..all
+    };
+    adapters.push(random_model::adapter(model, &with_head, 10));
+    let head_alone = LoraConfig {
+        rank: 37,
+        targets: Vec::new(),
+        ..with_head
+    };
+    adapters.push(random_model::adapter(model, &head_alone, 11));
     adapters.into_iter().map(Arc::new).collect()
 }

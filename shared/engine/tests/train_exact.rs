@@ -1,24 +1,37 @@
 //! What the learner promises to the bit, and what only differences can check.
 
 mod fixture;
+mod random_model;
 
 use std::sync::Arc;
 
-use volley_engine::adapter::{Adapter, LoraConfig};
+use random_model::{Noise, ODD_SHAPES, Shape, models};
+use volley_engine::adapter::{Adapter, LoraConfig, Target};
 use volley_engine::config::Compute;
+use volley_engine::cpu::Isa;
 use volley_engine::cpu::threads::Threads;
 use volley_engine::decode::generate;
 use volley_engine::model::Model;
-use volley_engine::safetensors::{Dtype, SafetensorsFile, TensorData, serialize};
 use volley_engine::sampler::SamplingParams;
 use volley_engine::score::{score, score_all};
-use volley_engine::train::{AdamParams, Datum, Loss, Trainer};
+use volley_engine::train::{AdamParams, Datum, Loss, NamedGrad, Trainer};
 
 const LOSS: Loss = Loss::ImportanceSampling;
 
 fn trainer(threads: usize) -> Trainer {
     let model = fixture::model();
     let adapter = fixture::adapter(&model, "adapter");
+    Trainer::new(model, adapter, Threads::new(threads)).expect("they fit")
+}
+
+/// A trainer of the same model whose adapter is on the output matrix, too.
+fn trainer_with_head(threads: usize) -> Trainer {
+    let model = fixture::model();
+    let config = LoraConfig {
+        lm_head: true,
+        ..LoraConfig::all_linear(5, 7.0)
+    };
+    let adapter = random_model::adapter(&model, &config, 4);
     Trainer::new(model, adapter, Threads::new(threads)).expect("they fit")
 }
 
@@ -222,16 +235,21 @@ fn a_restored_state_goes_on_to_the_bit() {
         grad_clip_norm: 1.0,
         ..AdamParams::default()
     };
-    let mut first = trainer(2);
-    let data = rollouts(&first, 4);
+    for mut first in [trainer(2), trainer_with_head(2)] {
+        check_restored(&mut first, &params);
+    }
+}
+
+fn check_restored(first: &mut Trainer, params: &AdamParams) {
+    let data = rollouts(first, 4);
     let step = |trainer: &mut Trainer| {
         trainer
             .forward_backward(&data, &LOSS)
             .expect("it is finite");
-        trainer.optim_step(&params).expect("the settings are valid")
+        trainer.optim_step(params).expect("the settings are valid")
     };
-    step(&mut first);
-    step(&mut first);
+    step(first);
+    step(first);
     let state = first.save_state();
 
     let fresh = Adapter::init(first.model().config(), first.published().config(), 9);
@@ -242,7 +260,7 @@ fn a_restored_state_goes_on_to_the_bit() {
     assert_eq!(second.published(), first.published());
     assert!(all_grads(&second).iter().all(|grad| *grad == 0.0));
     for _ in 0..2 {
-        assert_eq!(step(&mut first), step(&mut second));
+        assert_eq!(step(first), step(&mut second));
         assert_eq!(first.published().digest(), second.published().digest());
     }
     assert_eq!(first.save_state(), second.save_state());
@@ -261,6 +279,14 @@ fn damaged_and_foreign_states_are_refused_and_change_nothing() {
     let config = trainer.model().config();
     let other = Adapter::init(config, &LoraConfig::all_linear(4, 16.0), 1);
     let other = Trainer::new(fixture::model(), other.expect("valid"), Threads::new(1));
+    let foreign = other.expect("it fits").save_state();
+    assert!(trainer.restore_state(&foreign).is_err());
+    let with_head = LoraConfig {
+        lm_head: true,
+        ..trainer.published().config().clone()
+    };
+    let with_head = Adapter::init(trainer.model().config(), &with_head, 1).expect("valid");
+    let other = Trainer::new(fixture::model(), with_head, Threads::new(1));
     let foreign = other.expect("it fits").save_state();
     assert!(trainer.restore_state(&foreign).is_err());
     assert_eq!(trainer.save_state(), before);
@@ -383,11 +409,16 @@ fn gspo(model: &Model, adapter: &Adapter, data: &[Datum], bounds: [f64; 2]) -> f
 
 #[test]
 fn gspo_has_one_ratio_per_sequence() {
+    for trainer in [trainer(2), trainer_with_head(2)] {
+        check_gspo(trainer);
+    }
+}
+
+fn check_gspo(mut trainer: Trainer) {
     let loss = Loss::Gspo {
         clip_low_threshold: 0.9,
         clip_high_threshold: 1.05,
     };
-    let mut trainer = trainer(2);
     let mut data = rollouts(&trainer, 6);
     for (i, datum) in data.iter_mut().enumerate() {
         let shift = [0.0, 0.02, -0.3, 0.3, -0.02, 0.01][i];
@@ -407,12 +438,20 @@ fn gspo_has_one_ratio_per_sequence() {
     // gradient of the whole is that of the loss, as the ratio is shared by as many tokens.
     let model = Arc::clone(trainer.model());
     let start = (*trainer.published()).clone();
-    for grad in trainer.grads().step_by(9) {
+    let some = |(index, grad): &(usize, NamedGrad<'_>)| {
+        index.is_multiple_of(9) || grad.name.starts_with("lm_head")
+    };
+    for (_, grad) in trainer.grads().enumerate().filter(some) {
         let squares = grad.values.iter().map(|v| f64::from(*v).powi(2));
         let length = squares.sum::<f64>().sqrt();
         let moved = |step: f64| {
-            let bytes = moved_bytes(&start, grad.name, grad.values, step / length);
-            let adapter = Adapter::from_bytes(model.config(), &bytes).expect("its own format");
+            let adapter = random_model::changed(&model, &start, |name, values| {
+                if name.contains(grad.name) {
+                    for (value, g) in values.iter_mut().zip(grad.values) {
+                        *value += (step / length * f64::from(*g)) as f32;
+                    }
+                }
+            });
             gspo(&model, &adapter, &data, [0.9, 1.05])
         };
         let slope = (moved(1e-3) - moved(-1e-3)) / 2e-3;
@@ -424,28 +463,125 @@ fn gspo_has_one_ratio_per_sequence() {
     }
 }
 
-/// The adapter's file with one tensor moved along a direction.
-fn moved_bytes(adapter: &Adapter, name: &str, direction: &[f32], step: f64) -> Vec<u8> {
-    let file = SafetensorsFile::from_bytes("moved", adapter.to_bytes()).expect("its own bytes");
-    let tensors: Vec<(String, Vec<usize>, Vec<f32>)> = (file.names())
-        .map(|tensor| {
-            let view = file.tensor(tensor).expect("it is there");
-            let mut values = view.to_f32();
-            if tensor.contains(name) {
-                for (value, d) in values.iter_mut().zip(direction) {
-                    *value += (step * f64::from(*d)) as f32;
+/// Settings of an adapter that is somewhere, of a rank from 1 to 256.
+fn any_settings(noise: &mut Noise) -> LoraConfig {
+    let rank = [1, 2, 5, 7, 16, 31, 64, 256][noise.below(8)];
+    let targets = Target::ALL.into_iter().filter(|_| noise.below(2) == 0);
+    let targets: Vec<Target> = targets.collect();
+    LoraConfig {
+        rank,
+        alpha: 1.0 + noise.below(2 * rank) as f32,
+        rslora: noise.below(2) == 0,
+        lm_head: targets.is_empty() || noise.below(3) > 0,
+        targets,
+    }
+}
+
+/// Sequences of any tokens with the sampler's log-probabilities, in groups with common prompts.
+fn any_data(model: &Model, adapter: &Adapter, noise: &mut Noise) -> Vec<Datum> {
+    let vocab = model.config().vocab_size;
+    let mut data = Vec::new();
+    for _ in 0..3 {
+        let prompt = noise.tokens(1 + data.len() * 4, vocab);
+        for length in [5, 1, 14] {
+            let tokens = [prompt.as_slice(), &noise.tokens(length, vocab)].concat();
+            let scores = score(model, Some(adapter), &tokens, &Threads::new(1));
+            let targets = prompt.len()..tokens.len();
+            let weights = (1..tokens.len()).map(|t| f32::from(u8::from(targets.contains(&t))));
+            data.push(Datum {
+                sampled_logprobs: scores.expect("it fits"),
+                advantages: (1..tokens.len()).map(|_| noise.symmetric()).collect(),
+                weights: weights.collect(),
+                tokens,
+            });
+        }
+    }
+    data
+}
+
+#[test]
+fn any_adapter_on_odd_shapes_keeps_the_contract() {
+    let gspo = Loss::Gspo {
+        clip_low_threshold: 0.9,
+        clip_high_threshold: 1.1,
+    };
+    let mut noise = Noise::new(77);
+    let mut heads = 0;
+    for (name, _, model) in models() {
+        let (model, config) = (Arc::new(model), any_settings(&mut noise));
+        heads += usize::from(config.lm_head);
+        let adapter = random_model::adapter(&model, &config, noise.next());
+        let data = any_data(&model, &adapter, &mut noise);
+        for loss in [LOSS, gspo] {
+            let mut expected = None;
+            for isa in Isa::available() {
+                for threads in [1, 3] {
+                    let threads = Threads::with_isa(threads, isa);
+                    let trainer = Trainer::new(Arc::clone(&model), adapter.clone(), threads);
+                    let trainer = trainer.expect("they fit").with_micro_batch_rows(40);
+                    let grads = grads_of_equal_logprobs(trainer, &data, &loss);
+                    let expected = expected.get_or_insert_with(|| grads.clone());
+                    assert!(grads == *expected, "{name} {config:?} {}", isa.name());
                 }
             }
-            (tensor.to_owned(), view.shape().to_vec(), values)
-        })
+        }
+    }
+    assert!((8..16).contains(&heads), "{heads} of 16");
+}
+
+/// The bits of all gradients, after a look at the log-probabilities.
+fn grads_of_equal_logprobs(mut trainer: Trainer, data: &[Datum], loss: &Loss) -> Vec<u32> {
+    let output = trainer.forward_backward(data, loss);
+    for (datum, logprobs) in data.iter().zip(&output.expect("it is finite").logprobs) {
+        let pairs = logprobs.iter().zip(&datum.sampled_logprobs);
+        for ((got, due), weight) in pairs.zip(&datum.weights) {
+            assert!(*weight == 0.0 || got.to_bits() == due.to_bits());
+        }
+    }
+    all_grads(&trainer).iter().map(|g| g.to_bits()).collect()
+}
+
+#[test]
+fn gradients_of_the_output_matrix_go_on_from_chunk_to_chunk() {
+    // Logits of so large a vocabulary are computed 64 rows at a time.
+    let shape = Shape {
+        vocab: 5003,
+        ..ODD_SHAPES[0]
+    };
+    let model = Arc::new(shape.model(3));
+    let config = LoraConfig {
+        lm_head: true,
+        ..LoraConfig::all_linear(7, 9.0)
+    };
+    let adapter = random_model::adapter(&model, &config, 5);
+    let mut noise = Noise::new(8);
+    let data: Vec<Datum> = (0..10)
+        .flat_map(|_| any_data(&model, &adapter, &mut noise))
         .collect();
-    let data: Vec<TensorData<'_>> = (tensors.iter())
-        .map(|(name, shape, data)| TensorData {
-            name: name.clone(),
-            shape: shape.clone(),
-            dtype: Dtype::F32,
-            data,
-        })
-        .collect();
-    serialize(&data, file.metadata()).expect("valid")
+    let trainer = |threads| {
+        let trainer = Trainer::new(Arc::clone(&model), adapter.clone(), Threads::new(threads));
+        trainer.expect("they fit").with_micro_batch_rows(4096)
+    };
+    let whole = grads_of_equal_logprobs(trainer(1), &data, &LOSS);
+    assert_eq!(whole, grads_of_equal_logprobs(trainer(3), &data, &LOSS));
+    let mut apart = trainer(2);
+    for datum in &data {
+        let output = apart.forward_backward(std::slice::from_ref(datum), &LOSS);
+        output.expect("it is finite");
+    }
+    let mut whole = whole.iter().map(|bits| f32::from_bits(*bits));
+    let names: Vec<&str> = apart.grads().map(|grad| grad.name).collect();
+    assert_eq!(
+        names[names.len() - 2..],
+        ["lm_head.lora_A", "lm_head.lora_B"]
+    );
+    for grad in apart.grads() {
+        let together: Vec<f32> = whole.by_ref().take(grad.values.len()).collect();
+        let norm = |values: &mut dyn Iterator<Item = f32>| {
+            values.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt()
+        };
+        let error = norm(&mut together.iter().zip(grad.values).map(|(a, b)| a - b));
+        let due = norm(&mut grad.values.iter().copied());
+        assert!(error <= 2e-5 * due, "{}: {error:e} of {due:e}", grad.name);
+    }
 }

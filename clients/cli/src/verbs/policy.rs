@@ -153,7 +153,7 @@ impl BatchArgs {
         let loss = loss::parse(&self.loss, self.loss_config.as_deref())?;
         let data = data::read(&self.data)?;
         let (model, threads) = model.load()?;
-        let adapter = Adapter::load_peft(model.config(), &self.adapter);
+        let adapter = Adapter::load_peft_for(&model, &self.adapter);
         let adapter = adapter.map_err(|error| engine(&error))?;
         let trainer = Trainer::new(Arc::new(model), adapter, threads);
         Ok((trainer.map_err(|error| engine(&error))?, data, loss))
@@ -167,7 +167,7 @@ fn threads(count: Option<usize>) -> Threads {
 }
 
 fn adapter(model: &Model, directory: Option<&Path>) -> Result<Option<Adapter>, Fault> {
-    let loaded = directory.map(|directory| Adapter::load_peft(model.config(), directory));
+    let loaded = directory.map(|directory| Adapter::load_peft_for(model, directory));
     loaded.transpose().map_err(|error| engine(&error))
 }
 

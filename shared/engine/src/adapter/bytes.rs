@@ -3,9 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::config::RANK_MAX;
-use super::{
-    Adapter, Factor, LayerAdapter, LoraConfig, LoraPair, Target, mismatch, shape_mismatch,
-};
+use super::{Adapter, Factor, LoraConfig, LoraPair, PerSite, Site, Target};
+use super::{mismatch, shape_mismatch};
 use crate::config::ModelConfig;
 use crate::error::EngineError;
 use crate::model::PackedCell;
@@ -57,7 +56,7 @@ impl Adapter {
             alpha: f32::from_bits(parsed("alpha_bits", field("alpha_bits")?)?),
             rslora: parsed("rslora", field("rslora")?)?,
         };
-        settings.read(model, &file)
+        settings.read(model, &file, file.names())
     }
 
     /// The tensors under the names that PEFT gives them.
@@ -81,11 +80,12 @@ pub(super) struct Settings {
 }
 
 impl Settings {
-    /// The adapter whose tensors a file holds; every one of them must belong to it.
-    pub(super) fn read(
+    /// The adapter of the tensors `names` of a file; every one of them must belong to it.
+    pub(super) fn read<'a>(
         self,
         model: &ModelConfig,
         file: &SafetensorsFile,
+        names: impl Iterator<Item = &'a str>,
     ) -> Result<Adapter, EngineError> {
         let Self {
             rank,
@@ -95,18 +95,17 @@ impl Settings {
         if rank == 0 || rank > RANK_MAX {
             return Err(mismatch(format!("rank={rank} outside 1..={RANK_MAX}")));
         }
-        let mut layers: Vec<LayerAdapter> = vec![LayerAdapter::default(); model.num_layers];
-        for name in file.names() {
-            let (layer, target, factor) = place(name)
-                .filter(|(layer, ..)| *layer < model.num_layers)
+        let mut pairs = PerSite::from_fn(model.num_layers, |_| None);
+        for name in names {
+            let (site, factor) = place(name)
+                .filter(|(site, _)| pairs.get(*site).is_some())
                 .ok_or_else(|| mismatch(format!("tensor={name} is not in this model")))?;
             let tensor = file.tensor(name)?;
-            let due = factor.shape(rank, target, model);
+            let due = factor.shape(rank, site, model);
             if tensor.shape() != due {
                 return Err(shape_mismatch(name, due, tensor.shape()));
             }
-            let slot = &mut layers[layer][target.index()];
-            let pair = slot.get_or_insert_with(|| LoraPair {
+            let pair = pairs[site].get_or_insert_with(|| LoraPair {
                 a: Vec::new(),
                 b: Vec::new(),
             });
@@ -115,50 +114,42 @@ impl Settings {
                 Factor::B => pair.b = tensor.to_f32(),
             }
         }
-        refuse_halves(&layers)?;
+        refuse_halves(&pairs)?;
         let config = LoraConfig {
             rank,
             alpha,
             rslora,
-            targets: adapted(&layers),
+            targets: adapted(&pairs),
+            lm_head: pairs[Site::LmHead].is_some(),
         };
         config.check()?;
         Ok(Adapter {
             config,
-            layers,
+            pairs,
             packed: PackedCell::default(),
         })
     }
 }
 
-/// Layer, target and factor of a tensor's name in a file.
-fn place(name: &str) -> Option<(usize, Target, Factor)> {
-    let rest = name.strip_prefix("base_model.model.model.layers.")?;
-    let (layer, rest) = rest.split_once('.')?;
-    let (path, factor) = rest.strip_suffix(".weight")?.rsplit_once('.')?;
-    let target = Target::ALL
-        .into_iter()
-        .find(|target| target.path() == path)?;
+/// Site and factor of a tensor's name in a file.
+fn place(name: &str) -> Option<(Site, Factor)> {
+    let path = name.strip_prefix("base_model.model.")?;
+    let (path, factor) = path.strip_suffix(".weight")?.rsplit_once('.')?;
     let factor = match factor {
         "lora_A" => Factor::A,
         "lora_B" => Factor::B,
         _ => return None,
     };
-    // Only the spelling that we would write: `+1` and `01` are other names.
-    let number: usize = layer.parse().ok()?;
-    (number.to_string() == layer).then_some((number, target, factor))
+    Some((Site::from_path(path)?, factor))
 }
 
-fn refuse_halves(layers: &[LayerAdapter]) -> Result<(), EngineError> {
-    for (layer, pairs) in layers.iter().enumerate() {
-        for (target, pair) in Target::ALL.into_iter().zip(pairs) {
-            let Some(pair) = pair else { continue };
-            for (factor, values) in [("lora_A", &pair.a), ("lora_B", &pair.b)] {
-                if values.is_empty() {
-                    let path = target.path();
-                    let what = format!("tensor=layers.{layer}.{path}.{factor} is missing");
-                    return Err(mismatch(what));
-                }
+fn refuse_halves(pairs: &PerSite<Option<LoraPair>>) -> Result<(), EngineError> {
+    for (site, pair) in pairs.iter() {
+        let Some(pair) = pair else { continue };
+        for (factor, values) in [("lora_A", &pair.a), ("lora_B", &pair.b)] {
+            if values.is_empty() {
+                let what = format!("tensor={}.{factor} is missing", site.path());
+                return Err(mismatch(what));
             }
         }
     }
@@ -166,8 +157,12 @@ fn refuse_halves(layers: &[LayerAdapter]) -> Result<(), EngineError> {
 }
 
 /// The targets that at least one layer has.
-fn adapted(layers: &[LayerAdapter]) -> Vec<Target> {
-    let present = |target: &Target| layers.iter().any(|pairs| pairs[target.index()].is_some());
+fn adapted(pairs: &PerSite<Option<LoraPair>>) -> Vec<Target> {
+    let present = |target: &Target| {
+        (pairs.iter()).any(|(site, pair)| {
+            matches!(site, Site::Layer(_, of_layer) if of_layer == *target) && pair.is_some()
+        })
+    };
     Target::ALL.into_iter().filter(present).collect()
 }
 

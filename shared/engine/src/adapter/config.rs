@@ -1,5 +1,6 @@
 //! What an adapter is made of: rank, scale, and the linear layers it adds to.
 
+use super::Site;
 use crate::config::ModelConfig;
 use crate::error::EngineError;
 
@@ -7,7 +8,7 @@ use crate::error::EngineError;
 /// becoming an allocation.
 pub(super) const RANK_MAX: usize = 4096;
 
-/// A linear layer that can be adapted.
+/// A linear layer of a transformer layer that can be adapted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Target {
     /// Queries.
@@ -100,12 +101,14 @@ pub struct LoraConfig {
     pub alpha: f32,
     /// Divide by the root of the rank (Kalajdzievski 2023, arXiv 2312.03732) instead of the rank.
     pub rslora: bool,
-    /// The linear layers that are adapted, ascending and each once.
+    /// The linear layers that are adapted in every transformer layer, ascending and each once.
     pub targets: Vec<Target>,
+    /// Whether the output matrix is adapted.
+    pub lm_head: bool,
 }
 
 impl LoraConfig {
-    /// An adapter on every linear layer.
+    /// An adapter on every linear layer, the output matrix excepted: PEFT's `all-linear`.
     #[must_use]
     pub fn all_linear(rank: usize, alpha: f32) -> Self {
         Self {
@@ -113,6 +116,16 @@ impl LoraConfig {
             alpha,
             rslora: false,
             targets: Target::ALL.to_vec(),
+            lm_head: false,
+        }
+    }
+
+    /// Whether these settings adapt a site.
+    #[must_use]
+    pub fn adapts(&self, site: Site) -> bool {
+        match site {
+            Site::Layer(_, target) => self.targets.contains(&target),
+            Site::LmHead => self.lm_head,
         }
     }
 
@@ -134,7 +147,7 @@ impl LoraConfig {
             format!("rank={} outside 1..={RANK_MAX}", self.rank)
         } else if !self.alpha.is_finite() {
             format!("alpha={}", self.alpha)
-        } else if self.targets.is_empty() {
+        } else if self.targets.is_empty() && !self.lm_head {
             "targets=[]".to_owned()
         } else if !self.targets.is_sorted_by(|a, b| a < b) {
             format!("targets={:?} not ascending", self.targets)
@@ -195,5 +208,12 @@ mod tests {
         ] {
             assert!(bad.check().is_err(), "{bad:?}");
         }
+        let head_alone = LoraConfig {
+            targets: Vec::new(),
+            lm_head: true,
+            ..LoraConfig::all_linear(8, 16.0)
+        };
+        assert!(head_alone.check().is_ok());
+        assert!(head_alone.adapts(Site::LmHead) && !head_alone.adapts(Site::Layer(0, Target::Q)));
     }
 }

@@ -1,6 +1,6 @@
 //! A fresh adapter: A random, B zero, so that it starts as the base model exactly.
 
-use super::{Adapter, LayerAdapter, LoraConfig, LoraPair, Target};
+use super::{Adapter, LoraConfig, LoraPair, PerSite, Site};
 use crate::config::ModelConfig;
 use crate::error::EngineError;
 use crate::model::PackedCell;
@@ -15,24 +15,23 @@ impl Adapter {
     /// The settings describe no adapter.
     pub fn init(model: &ModelConfig, config: &LoraConfig, seed: u64) -> Result<Self, EngineError> {
         config.check()?;
-        let layers = (0..model.num_layers).map(|layer| -> LayerAdapter {
-            Target::ALL.map(|target| {
-                let adapted = config.targets.contains(&target);
-                adapted.then(|| pair(model, config.rank, seed, layer, target))
-            })
+        // A site's number, from 1, stands for it in the generator.
+        let mut number = 0;
+        let pairs = PerSite::from_fn(model.num_layers, |site| {
+            number += 1;
+            let key = mix(seed ^ mix(number));
+            (config.adapts(site)).then(|| pair(model, config.rank, key, site))
         });
         Ok(Self {
             config: config.clone(),
-            layers: layers.collect(),
+            pairs,
             packed: PackedCell::default(),
         })
     }
 }
 
-fn pair(model: &ModelConfig, rank: usize, seed: u64, layer: usize, target: Target) -> LoraPair {
-    let (rows, columns) = target.shape(model);
-    let place = (layer * Target::ALL.len() + target.index()) as u64;
-    let key = mix(seed ^ mix(place.wrapping_add(1)));
+fn pair(model: &ModelConfig, rank: usize, key: u64, site: Site) -> LoraPair {
+    let (rows, columns) = site.shape(model);
     let bound = 1.0 / (columns as f64).sqrt();
     let a = (0..(rank * columns) as u64).map(|index| (bound * symmetric(key, index)) as f32);
     LoraPair {

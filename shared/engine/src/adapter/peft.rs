@@ -9,13 +9,22 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::bytes::Settings;
-use super::{Adapter, Target, mismatch};
+use super::{Adapter, Site, mismatch, shape_mismatch};
 use crate::config::ModelConfig;
 use crate::error::EngineError;
-use crate::safetensors::{SafetensorsFile, write};
+use crate::model::Model;
+use crate::safetensors::{SafetensorsFile, TensorView, write};
 
 const CONFIG_FILE: &str = "adapter_config.json";
 const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+
+/// Under this name PEFT saves the base's own output matrix beside a pair on it.
+const BASE_COPY: &str = "base_model.model.lm_head.base_layer.weight";
+
+/// How far a copy of a weight may lie from it, relative and absolute: either may have been rounded
+/// to 16 bits, bfloat16 by 2^-9 at most, f16 by that much only near its smallest numbers.
+const COPY_RELATIVE_MAX: f32 = 1.0 / 256.0;
+const COPY_ABSOLUTE_MAX: f32 = 1e-6;
 
 /// Keys that change the mathematics unless they are null, false or empty.
 const REFUSED_UNLESS_EMPTY: [&str; 16] = [
@@ -42,12 +51,33 @@ const REFUSED_UNLESS_EMPTY: [&str; 16] = [
 const PLAIN_INITS: [&str; 3] = ["gaussian", "eva", "orthogonal"];
 
 impl Adapter {
-    /// Loads an adapter that PEFT (or [`Self::save_peft`]) wrote.
+    /// Loads an adapter that PEFT (or [`Self::save_peft`]) wrote. PEFT saves a copy of the output
+    /// matrix beside a pair on it; this looks at the copy's shape alone, [`Self::load_peft_for`]
+    /// at its values, too.
     ///
     /// # Errors
     ///
     /// A file is missing or broken, a setting changes the mathematics, or a tensor does not fit.
     pub fn load_peft(model: &ModelConfig, dir: &Path) -> Result<Self, EngineError> {
+        Self::with_file(model, dir).map(|(adapter, _)| adapter)
+    }
+
+    /// The same for a model that is there. A copy of another output matrix than the model's is
+    /// refused: the adapter was trained on another base.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Self::load_peft`], and [`EngineError::AdapterMismatch`] for such a copy.
+    pub fn load_peft_for(model: &Model, dir: &Path) -> Result<Self, EngineError> {
+        let (adapter, file) = Self::with_file(model.config(), dir)?;
+        if let Some(copy) = base_copy(&file)? {
+            refuse_other_output(model, &copy)?;
+        }
+        Ok(adapter)
+    }
+
+    /// An adapter and the file of its tensors.
+    fn with_file(model: &ModelConfig, dir: &Path) -> Result<(Self, SafetensorsFile), EngineError> {
         let path = dir.join(CONFIG_FILE);
         let bytes = std::fs::read(&path).map_err(|error| EngineError::io(&path, error))?;
         let config: Value = serde_json::from_slice(&bytes).map_err(|error| {
@@ -59,9 +89,20 @@ impl Adapter {
         })?;
         let settings = settings(&config)?;
         let file = SafetensorsFile::open(&dir.join(WEIGHTS_FILE))?;
-        let adapter = settings.read(model, &file)?;
+        let names = file.names().filter(|name| *name != BASE_COPY);
+        let adapter = settings.read(model, &file, names)?;
         adapter.refuse_missing_targets(&config)?;
-        Ok(adapter)
+        if let Some(copy) = base_copy(&file)? {
+            let (rows, columns) = Site::LmHead.shape(model);
+            if copy.shape() != [rows, columns] {
+                return Err(shape_mismatch(BASE_COPY, [rows, columns], copy.shape()));
+            }
+            if !adapter.config.lm_head {
+                let what = format!("tensor={BASE_COPY} belongs to no pair");
+                return Err(mismatch(what));
+            }
+        }
+        Ok((adapter, file))
     }
 
     /// Writes the adapter so that PEFT loads it. `base_model` is what PEFT shows as the base.
@@ -106,25 +147,14 @@ impl Adapter {
 
     /// Module names where every layer has all targets, whole paths otherwise.
     fn target_modules(&self) -> Vec<String> {
-        let targets = &self.config.targets;
-        let layers = 0..self.num_layers();
-        let adapted = |layer: usize, target: Target| self.pair(layer, target).is_some();
-        if layers
-            .clone()
-            .all(|layer| targets.iter().all(|t| adapted(layer, *t)))
-        {
-            return targets
-                .iter()
-                .map(|target| target.name().to_owned())
-                .collect();
+        let sites = || Site::all(self.num_layers());
+        if sites().all(|site| self.pair(site).is_some() == self.config.adapts(site)) {
+            let targets = self.config.targets.iter().map(|target| target.name());
+            let lm_head = self.config.lm_head.then_some(Site::LM_HEAD);
+            return targets.chain(lm_head).map(str::to_owned).collect();
         }
-        let paths = layers.flat_map(|layer| {
-            let present = targets
-                .iter()
-                .filter(move |target| adapted(layer, **target));
-            present.map(move |target| format!("model.layers.{layer}.{}", target.path()))
-        });
-        paths.collect()
+        let present = sites().filter(|site| self.pair(*site).is_some());
+        present.map(Site::path).collect()
     }
 
     /// An adapter of whole targets must have them in every layer: otherwise its file is incomplete.
@@ -136,18 +166,16 @@ impl Adapter {
         if partial.iter().any(|key| !is_empty(config.get(*key))) {
             return Ok(());
         }
-        let targets = names
-            .iter()
-            .filter_map(|name| Target::from_name(name.as_str()?));
-        for target in targets {
-            for layer in 0..self.num_layers() {
-                if self.pair(layer, target).is_none() {
-                    let path = target.path();
-                    return Err(mismatch(format!("tensor=layers.{layer}.{path} is missing")));
-                }
-            }
+        let names: Vec<&str> = names.iter().filter_map(Value::as_str).collect();
+        let told = |site: &Site| match site {
+            Site::Layer(_, target) => names.contains(&target.name()),
+            Site::LmHead => names.contains(&Site::LM_HEAD),
+        };
+        let missing = |site: &Site| self.pair(*site).is_none();
+        match Site::all(self.num_layers()).filter(told).find(missing) {
+            None => Ok(()),
+            Some(site) => Err(mismatch(format!("tensor={} is missing", site.path()))),
         }
-        Ok(())
     }
 }
 
@@ -187,6 +215,28 @@ fn settings(config: &Value) -> Result<Settings, EngineError> {
         alpha: alpha as f32,
         rslora: config.get("use_rslora").and_then(Value::as_bool) == Some(true),
     })
+}
+
+/// The copy of the base's output matrix, if the file has one.
+fn base_copy(file: &SafetensorsFile) -> Result<Option<TensorView<'_>>, EngineError> {
+    let present = file.names().any(|name| name == BASE_COPY);
+    present.then(|| file.tensor(BASE_COPY)).transpose()
+}
+
+fn refuse_other_output(model: &Model, copy: &TensorView<'_>) -> Result<(), EngineError> {
+    let hidden = model.config().hidden_size;
+    let mut own = vec![0.0; hidden];
+    for (token, copied) in copy.to_f32().chunks_exact(hidden).enumerate() {
+        model.output().copy_row(token, &mut own);
+        let near = |(own, copied): (&f32, &f32)| {
+            (own - copied).abs() <= COPY_ABSOLUTE_MAX + COPY_RELATIVE_MAX * own.abs()
+        };
+        if !own.iter().zip(copied).all(near) {
+            let what = format!("tensor={BASE_COPY} is not this model's, first in row {token}");
+            return Err(mismatch(what));
+        }
+    }
+    Ok(())
 }
 
 /// Null, false, and containers without elements say nothing.

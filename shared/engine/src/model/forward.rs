@@ -5,12 +5,9 @@ use std::sync::Arc;
 
 use super::Model;
 use super::layer::LayerPass;
-use super::layout::Layout;
+use super::layout::{Layout, runs_among};
 use super::scratch::{Scratch, sized};
 use crate::adapter::Adapter;
-use crate::cpu::bf16::input;
-use crate::cpu::gemm::{Store, gemm};
-use crate::cpu::ops::rms_norm;
 use crate::cpu::threads::Threads;
 use crate::error::EngineError;
 use crate::kv::{KvCache, LayerCache};
@@ -124,7 +121,7 @@ impl Model {
         Ok(logits)
     }
 
-    /// Final norm and output matrix of the wanted rows.
+    /// The logits of the wanted rows.
     fn logits(&self, layout: &Layout<'_>, threads: &Threads, s: &mut Scratch) -> Vec<Logits> {
         let config = &self.config;
         let (hidden, vocab) = (config.hidden_size, config.vocab_size);
@@ -133,11 +130,9 @@ impl Model {
         for (to, &row) in picked.chunks_exact_mut(hidden).zip(&layout.wanted) {
             to.copy_from_slice(&s.x[row * hidden..][..hidden]);
         }
-        let h = sized(&mut s.normed, wanted * hidden);
-        rms_norm(threads, picked, &self.final_norm, config.rms_norm_eps, h);
         let mut all = vec![0.0; wanted * vocab];
-        let h = input(self.compute, threads, h, hidden, &mut s.pairs);
-        gemm(threads, h, &self.output, &mut all, Store::Set);
+        let runs = runs_among(&layout.runs, &layout.wanted);
+        self.unembed(threads, picked, &runs, &mut s.unembed, &mut all);
         let (all, mut end) = (Arc::new(all), 0);
         let logits = |&rows: &usize| {
             end += rows;

@@ -9,7 +9,7 @@ use super::layout::AdapterRun;
 use super::lora::Pieces;
 use super::scratch::sized;
 use super::{LayerWeights, Model};
-use crate::adapter::Target;
+use crate::adapter::{Site, Target};
 use crate::cpu::attention::{RowPlace, attention};
 use crate::cpu::bf16::input;
 use crate::cpu::gemm::{Product, Store, gemm_group};
@@ -258,7 +258,7 @@ impl LayerPass<'_> {
         let mut low: Vec<_> = low.iter_mut().map(Some).collect();
         for (target, y) in outputs {
             if let Some(low) = low[target.index()].take() {
-                pieces.cut(self.runs, index, target, x, y, low);
+                pieces.cut(self.runs, Site::Layer(index, target), x, y, low);
             }
         }
         pieces.run(self.threads, compute);

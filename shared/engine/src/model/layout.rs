@@ -84,6 +84,16 @@ impl<'a> Layout<'a> {
     }
 }
 
+/// The runs of some rows of a batch, given ascending, counted by their place among them.
+pub(super) fn runs_among<'a>(runs: &[AdapterRun<'a>], rows: &[usize]) -> Vec<AdapterRun<'a>> {
+    let among = runs.iter().map(|run| AdapterRun {
+        rows: rows.partition_point(|row| *row < run.rows.start)
+            ..rows.partition_point(|row| *row < run.rows.end),
+        adapter: run.adapter,
+    });
+    among.filter(|run| !run.rows.is_empty()).collect()
+}
+
 fn same_adapter(a: &SequenceStep<'_>, b: &SequenceStep<'_>) -> bool {
     matches!((a.adapter, b.adapter), (Some(a), Some(b)) if std::ptr::eq(a, b))
 }

@@ -5,10 +5,10 @@ use std::sync::OnceLock;
 
 use super::layout::AdapterRun;
 use super::scratch::sized;
-use crate::adapter::{Adapter, Target};
+use crate::adapter::{Adapter, PerSite, Site};
 use crate::config::Compute;
-use crate::cpu::bf16::{Input, round_here};
-use crate::cpu::gemm::{Store, gemm_serial};
+use crate::cpu::bf16::{Input, input, round_here};
+use crate::cpu::gemm::{Store, gemm, gemm_serial};
 use crate::cpu::pack::PackedWeights;
 use crate::cpu::threads::Threads;
 use crate::cpu::tiles::for_each_mut;
@@ -17,10 +17,10 @@ use crate::cpu::tiles::for_each_mut;
 #[derive(Debug)]
 pub(crate) struct PackedAdapter {
     scale: f32,
-    layers: Vec<[Option<PackedPair>; Target::ALL.len()]>,
+    pairs: PerSite<Option<PackedPair>>,
 }
 
-/// The packed factors of one linear layer.
+/// The packed factors of one site.
 #[derive(Debug)]
 pub(crate) struct PackedPair {
     /// `[rank, in]`
@@ -36,17 +36,15 @@ impl PackedAdapter {
             Compute::F32 => PackedWeights::pack,
             Compute::Bf16 => PackedWeights::pack_rounded,
         };
-        let layer = |layer| {
-            Target::ALL.map(|target| {
-                adapter.pair(layer, target).map(|pair| PackedPair {
-                    a: pack(&pair.a, rank, pair.a.len() / rank),
-                    b: pack(&pair.b, pair.b.len() / rank, rank),
-                })
+        let pairs = PerSite::from_fn(adapter.num_layers(), |site| {
+            adapter.pair(site).map(|pair| PackedPair {
+                a: pack(&pair.a, rank, pair.a.len() / rank),
+                b: pack(&pair.b, pair.b.len() / rank, rank),
             })
-        };
+        });
         Self {
             scale: adapter.scale(),
-            layers: (0..adapter.num_layers()).map(layer).collect(),
+            pairs,
         }
     }
 
@@ -55,9 +53,9 @@ impl PackedAdapter {
         self.scale
     }
 
-    /// The pair of one linear layer, if it is adapted.
-    pub(crate) fn pair(&self, layer: usize, target: Target) -> Option<&PackedPair> {
-        self.layers[layer][target.index()].as_ref()
+    /// The pair of a site, if it is adapted.
+    pub(crate) fn pair(&self, site: Site) -> Option<&PackedPair> {
+        self.pairs[site].as_ref()
     }
 }
 
@@ -90,13 +88,12 @@ impl<'a> Pieces<'a> {
     pub(super) fn cut(
         &mut self,
         runs: &'a [AdapterRun<'a>],
-        layer: usize,
-        target: Target,
+        site: Site,
         x: Input<'a>,
         y: &'a mut [f32],
         low: &'a mut Vec<f32>,
     ) {
-        let adapted = |run: &'a AdapterRun<'a>| Some((run, run.adapter.pair(layer, target)?));
+        let adapted = |run: &'a AdapterRun<'a>| Some((run, run.adapter.pair(site)?));
         let values = |(run, pair): (&AdapterRun<'_>, &PackedPair)| run.rows.len() * pair.a.n();
         let total = runs.iter().filter_map(adapted).map(values).sum();
         let (mut low, mut y, mut row) = (sized(low, total), y, 0);
@@ -142,6 +139,49 @@ impl<'a> Pieces<'a> {
             gemm_serial(isa, low, &pair.b, y, Store::AddScaled(*scale));
         });
     }
+}
+
+/// What the adapters of a batch add to one linear layer of very many outputs, which the threads
+/// divide: to the bit what [`Pieces`] compute, in two parallel regions for each adapter. `low`
+/// becomes `x A^T` of the rows with an adapter on it.
+pub(super) fn add_wide(
+    threads: &Threads,
+    compute: Compute,
+    runs: &[AdapterRun<'_>],
+    site: Site,
+    x: Input<'_>,
+    y: &mut [f32],
+    buffers: &mut Wide,
+) {
+    let adapted = |run: &AdapterRun<'_>| {
+        run.adapter
+            .pair(site)
+            .map(|pair| run.rows.len() * pair.a.n())
+    };
+    let Wide { low, pairs } = buffers;
+    let mut low = sized(low, runs.iter().filter_map(adapted).sum());
+    for AdapterRun { rows, adapter } in runs {
+        let Some(pair) = adapter.pair(site) else {
+            continue;
+        };
+        let (rank, inputs, outputs) = (pair.a.n(), pair.a.k(), pair.b.n());
+        let (mine, rest) = low.split_at_mut(rows.len() * rank);
+        low = rest;
+        let x = x.rows_at(inputs, rows.start, rows.len());
+        gemm(threads, x, &pair.a, mine, Store::Set);
+        let mine = input(compute, threads, mine, rank, pairs);
+        let y = &mut y[rows.start * outputs..rows.end * outputs];
+        gemm(threads, mine, &pair.b, y, Store::AddScaled(adapter.scale()));
+    }
+}
+
+/// Buffers of [`add_wide`].
+#[derive(Debug, Default)]
+pub(crate) struct Wide {
+    /// `x A^T`, of the adapters' rows one after the other.
+    pub(crate) low: Vec<f32>,
+    /// The same rounded.
+    pairs: Vec<u32>,
 }
 
 /// Holds an adapter's packed forms from their first use on. Clones start empty, and all cells

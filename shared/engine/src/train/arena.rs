@@ -3,14 +3,14 @@
 use std::ops::Range;
 
 use super::adamw::{AdamParams, BLOCK, Block, StepScalars, sum_of_squares};
-use crate::adapter::{Adapter, Target};
+use crate::adapter::{Adapter, PerSite, Site};
 use crate::cpu::threads::Threads;
 use crate::cpu::tiles::for_each_mut;
 
 /// Values per thread below which the pass stays on one thread, about 20 µs of work.
 const PARALLEL_MIN: usize = 32 * 1024;
 
-/// The two factors of one adapted layer in the arena.
+/// The two factors of one adapted site in the arena.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Place {
     /// `[rank, in]`
@@ -22,7 +22,7 @@ pub(super) struct Place {
 /// The layout: tensors one after the other in the adapter's order.
 #[derive(Debug)]
 pub(super) struct Arena {
-    places: Vec<[Option<Place>; Target::ALL.len()]>,
+    places: PerSite<Option<Place>>,
     len: usize,
 }
 
@@ -33,16 +33,12 @@ impl Arena {
             len += count;
             len - count..len
         };
-        let layers = (0..adapter.num_layers()).map(|layer| {
-            Target::ALL.map(|target| {
-                let pair = adapter.pair(layer, target)?;
-                Some(Place {
-                    a: next(pair.a.len()),
-                    b: next(pair.b.len()),
-                })
+        let places = PerSite::from_fn(adapter.num_layers(), |site| {
+            adapter.pair(site).map(|pair| Place {
+                a: next(pair.a.len()),
+                b: next(pair.b.len()),
             })
         });
-        let places = layers.collect();
         debug_assert_eq!(len, adapter.num_values(), "every tensor has its place");
         Self { places, len }
     }
@@ -52,9 +48,9 @@ impl Arena {
         self.len
     }
 
-    /// The place of one adapted layer.
-    pub(super) fn place(&self, layer: usize, target: Target) -> Option<&Place> {
-        self.places[layer][target.index()].as_ref()
+    /// The place of a site's pair, if it is adapted.
+    pub(super) fn place(&self, site: Site) -> Option<&Place> {
+        self.places[site].as_ref()
     }
 }
 

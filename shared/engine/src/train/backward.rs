@@ -12,7 +12,7 @@ use super::matmul::Start;
 use super::ops::{gate_mul, rms_norm_add, rms_norm_in_place, unrotate};
 use super::rows::Rows;
 use super::weights::Frozen;
-use crate::adapter::{Adapter, Target};
+use crate::adapter::{Adapter, Site, Target};
 use crate::cpu::ops;
 use crate::cpu::threads::Threads;
 use crate::model::{LayerBuffers, LayerWeights, LowRank, Model};
@@ -26,6 +26,39 @@ pub(super) struct Context<'a> {
     /// The published copy that the forward read.
     pub(super) adapter: &'a Adapter,
     pub(super) arena: &'a Arena,
+}
+
+impl<'a> Context<'a> {
+    /// A matrix with its adapter, if it has one; then `h` is the forward's `x A^T`.
+    pub(super) fn linear(
+        self,
+        site: Site,
+        x: &'a [f32],
+        dy: &'a [f32],
+        h: &'a [f32],
+    ) -> Linear<'a> {
+        let Self {
+            model,
+            frozen,
+            adapter,
+            arena,
+            ..
+        } = self;
+        let low = adapter.pair(site).zip(arena.place(site));
+        Linear {
+            weights: frozen.matrix(site),
+            x,
+            dy,
+            low: low.map(|(pair, place)| Low {
+                pair,
+                place,
+                h,
+                rank: adapter.rank(),
+                scale: adapter.scale(),
+            }),
+            compute: model.compute(),
+        }
+    }
 }
 
 /// Buffers of one worker, kept between micro-batches.
@@ -255,26 +288,7 @@ impl Layer<'_> {
         dy: &'a [f32],
         low_rank: &'a LowRank,
     ) -> Linear<'a> {
-        let Context {
-            frozen,
-            adapter,
-            arena,
-            ..
-        } = self.context;
-        let pair = adapter.pair(self.index, target);
-        let low = pair.zip(arena.place(self.index, target));
-        Linear {
-            weights: frozen.linear(self.index, target),
-            x,
-            dy,
-            low: low.map(|(pair, place)| Low {
-                pair,
-                place,
-                h: &low_rank[target.index()],
-                rank: adapter.rank(),
-                scale: adapter.scale(),
-            }),
-            compute: self.context.model.compute(),
-        }
+        let site = Site::Layer(self.index, target);
+        self.context.linear(site, x, dy, &low_rank[target.index()])
     }
 }

@@ -15,7 +15,7 @@ const CONFIG: &str = r#"{"architectures": ["Qwen3ForCausalLM"], "model_type": "q
     "vocab_size": 53, "hidden_size": 26, "intermediate_size": 37, "num_hidden_layers": 3,
     "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 10, "rms_norm_eps": 1e-6,
     "rope_theta": 1000.0, "max_position_embeddings": 64, "hidden_act": "silu",
-    "tie_word_embeddings": false}"#;
+    "tie_word_embeddings": TIED}"#;
 
 /// Numbers that look random and are the same everywhere.
 fn noise(count: usize, seed: u64, size: f32) -> Vec<f32> {
@@ -29,11 +29,12 @@ fn noise(count: usize, seed: u64, size: f32) -> Vec<f32> {
     std::iter::repeat_with(next).take(count).collect()
 }
 
-fn odd_model() -> Arc<Model> {
+fn odd_model(tied: bool) -> Arc<Model> {
+    let text = CONFIG.replace("TIED", &tied.to_string());
     let dir = tempfile::tempdir().expect("a temporary directory can be made");
     let file = dir.path().join("config.json");
-    std::fs::write(&file, CONFIG).expect("it is writable");
-    let config = ModelConfig::parse(&file, CONFIG.as_bytes()).expect("it is valid");
+    std::fs::write(&file, &text).expect("it is writable");
+    let config = ModelConfig::parse(&file, text.as_bytes()).expect("it is valid");
     let (vocab, hidden) = (config.vocab_size, config.hidden_size);
     let mut shapes = vec![
         ("model.embed_tokens".to_owned(), vec![vocab, hidden]),
@@ -89,6 +90,7 @@ fn adapter(model: &Model) -> Adapter {
             Target::Up,
             Target::Down,
         ],
+        lm_head: true,
     };
     let mut adapter = Adapter::init(model.config(), &config, 3).expect("it is valid");
     for (values, seed) in adapter.values_mut().zip(100..) {
@@ -129,15 +131,20 @@ fn loss(model: &Model, adapter: &Adapter, data: &[Datum]) -> f64 {
 
 #[test]
 fn every_tensor_descends_as_its_gradient_says() {
-    let model = odd_model();
-    let start = adapter(&model);
+    for tied in [false, true] {
+        check_every_tensor(&odd_model(tied));
+    }
+}
+
+fn check_every_tensor(model: &Arc<Model>) {
+    let start = adapter(model);
     let data = data();
-    let trainer = Trainer::new(Arc::clone(&model), start.clone(), Threads::new(2));
+    let trainer = Trainer::new(Arc::clone(model), start.clone(), Threads::new(2));
     let mut trainer = trainer.expect("they fit").with_micro_batch_rows(16);
     let output = trainer
         .forward_backward(&data, &Loss::CrossEntropy)
         .expect("it is finite");
-    let expected = loss(&model, &start, &data);
+    let expected = loss(model, &start, &data);
     assert!(
         (output.loss_sum - expected).abs() < 1e-4,
         "{} {expected}",
@@ -155,7 +162,7 @@ fn every_tensor_descends_as_its_gradient_says() {
             for (value, g) in values.iter_mut().zip(grad.values) {
                 *value += (step * f64::from(*g) / length) as f32;
             }
-            loss(&model, &adapter, &data)
+            loss(model, &adapter, &data)
         };
         let step = 4e-3;
         let slope = (moved(step) - moved(-step)) / (2.0 * step);

@@ -1,17 +1,19 @@
 //! The end of the forward and the beginning of the backward: final norm, output matrix, loss.
 //!
 //! Only loss tokens come here. Their logits exist for a chunk of rows at a time: the chunk's
-//! log-probabilities, loss terms and derivatives are computed before the next chunk begins.
+//! log-probabilities, loss terms and derivatives are computed before the next chunk begins. The
+//! gradient of the output matrix's adapter goes on, chunk after chunk, as one chain.
 
 use super::backward::Context;
+use super::linear;
 use super::loss::{Loss, LossToken};
+use super::matmul::Start;
 use super::ops::{log_softmax, rms_norm_add};
 use super::worker::sequence_gap;
-use crate::cpu::bf16::input;
-use crate::cpu::gemm::{Store, gemm};
-use crate::cpu::ops::rms_norm;
+use crate::adapter::Site;
 use crate::cpu::softmax::{log_softmax_at, max_and_ln_sum};
 use crate::error::EngineError;
+use crate::model::{AdapterRun, UnembedBuffers};
 
 /// Logits of one chunk: 2^18 of them are 1 MiB, the second-level cache of one core …
 const CHUNK_VALUES: usize = 1 << 18;
@@ -35,20 +37,23 @@ pub(super) struct Target {
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
     x: Vec<f32>,
-    normed: Vec<f32>,
+    unembed: UnembedBuffers,
     logits: Vec<f32>,
+    dnormed: Vec<f32>,
     dx: Vec<f32>,
-    pairs: Vec<u32>,
+    linear: linear::Scratch,
 }
 
 /// Computes the log-probability of every target from the last layer's result `x[T, hidden]`, and
-/// writes the derivative of the loss by `x` to `dx` (0 where nothing is predicted).
+/// writes the derivative of the loss by `x` to `dx` (0 where nothing is predicted). The gradients
+/// of the output matrix's adapter are added to `grads`.
 pub(super) fn forward_backward(
     context: Context<'_>,
     loss: &Loss,
     targets: &mut [Target],
     x: &[f32],
     dx: &mut [f32],
+    grads: &mut [f32],
     scratch: &mut Scratch,
 ) -> Result<(), EngineError> {
     dx.fill(0.0);
@@ -100,7 +105,7 @@ pub(super) fn forward_backward(
                 term.dlogprob,
             );
         }
-        derivative(context, targets, dx, scratch);
+        derivative(context, targets, dx, grads, scratch);
     }
     Ok(())
 }
@@ -125,47 +130,46 @@ fn logits(context: Context<'_>, targets: &[Target], x: &[f32], scratch: &mut Scr
             .x
             .extend_from_slice(&x[target.row * hidden..][..hidden]);
     }
-    scratch.normed.resize(scratch.x.len(), 0.0);
-    let (threads, eps) = (context.threads, config.rms_norm_eps);
-    rms_norm(
-        threads,
-        &scratch.x,
-        model.final_norm(),
-        eps,
-        &mut scratch.normed,
-    );
     scratch
         .logits
         .resize(targets.len() * config.vocab_size, 0.0);
+    let run = AdapterRun {
+        rows: 0..targets.len(),
+        adapter: context.adapter.packed(model.compute()),
+    };
     let Scratch {
-        normed,
-        logits,
-        pairs,
-        ..
+        x, unembed, logits, ..
     } = scratch;
-    let normed = input(model.compute(), threads, normed, hidden, pairs);
-    gemm(threads, normed, model.output(), logits, Store::Set);
+    model.unembed(context.threads, x, &[run], unembed, logits);
 }
 
-/// Adds the derivative by `x` to the targets' rows, from the derivative by the logits, which is
-/// what the logits have become.
-fn derivative(context: Context<'_>, targets: &[Target], dx: &mut [f32], scratch: &mut Scratch) {
+/// Adds the derivative by `x` to the targets' rows, and the adapter's to `grads`, from the
+/// derivative by the logits, which is what the logits have become.
+fn derivative(
+    context: Context<'_>,
+    targets: &[Target],
+    dx: &mut [f32],
+    grads: &mut [f32],
+    scratch: &mut Scratch,
+) {
     let Scratch {
         x,
-        normed: dnormed,
+        unembed,
         logits: dlogits,
+        dnormed,
         dx: gathered,
-        pairs,
+        linear,
     } = scratch;
-    let model = context.model;
-    let config = model.config();
-    let (threads, output) = (context.threads, context.frozen.output());
-    let dlogits = input(model.compute(), threads, dlogits, output.k(), pairs);
-    gemm(threads, dlogits, output, dnormed, Store::Set);
+    dnormed.resize(x.len(), 0.0);
+    let UnembedBuffers { normed, wide, .. } = unembed;
+    let output = context.linear(Site::LmHead, normed, dlogits, &wide.low);
+    let into = Some((dnormed.as_mut_slice(), Start::Zero));
+    output.backward(context.threads, linear, grads, into);
     gathered.clear();
     gathered.resize(x.len(), 0.0);
+    let config = context.model.config();
     let (isa, eps) = (context.threads.isa(), config.rms_norm_eps);
-    rms_norm_add(isa, gathered, dnormed, x, model.final_norm(), eps);
+    rms_norm_add(isa, gathered, dnormed, x, context.model.final_norm(), eps);
     let hidden = config.hidden_size;
     for (target, values) in targets.iter().zip(gathered.chunks_exact(hidden)) {
         // Several sequences may go on differently after the same row.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::arena::Moments;
-use crate::adapter::{Adapter, LoraConfig};
+use crate::adapter::{Adapter, LoraConfig, Site};
 use crate::error::EngineError;
 use crate::safetensors::{Dtype, SafetensorsFile, TensorData, serialize};
 
@@ -81,8 +81,10 @@ fn settings(config: &LoraConfig) -> String {
         alpha,
         rslora,
         targets,
+        lm_head,
     } = config;
-    let targets: Vec<&str> = targets.iter().map(|target| target.name()).collect();
+    let targets = targets.iter().map(|target| target.name());
+    let targets: Vec<&str> = targets.chain(lm_head.then_some(Site::LM_HEAD)).collect();
     let alpha = alpha.to_bits();
     format!(
         "rank {rank}, alpha bits {alpha}, rslora {rslora}, {}",

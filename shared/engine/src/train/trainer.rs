@@ -50,7 +50,7 @@ pub struct OptimOutput {
 /// A gradient, by the name of what it belongs to.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct NamedGrad<'a> {
-    /// The transformer layer and what follows, as in `model.layers.0.self_attn.q_proj.lora_A`.
+    /// The module's path and the factor, as in `model.layers.0.self_attn.q_proj.lora_A`.
     pub name: &'a str,
     /// Rows and columns.
     pub shape: [usize; 2],

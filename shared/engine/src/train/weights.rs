@@ -1,6 +1,6 @@
 //! The frozen matrices, transposed for the backward pass.
 
-use crate::adapter::Target;
+use crate::adapter::{PerSite, Site};
 use crate::cpu::pack::PackedWeights;
 use crate::model::Model;
 
@@ -8,29 +8,21 @@ use crate::model::Model;
 /// weights, in the number format of the weights.
 #[derive(Debug)]
 pub(super) struct Frozen {
-    layers: Vec<[PackedWeights; Target::ALL.len()]>,
-    output: PackedWeights,
+    matrices: PerSite<PackedWeights>,
 }
 
 impl Frozen {
     pub(super) fn of(model: &Model) -> Self {
-        let layers = model
-            .layers()
-            .iter()
-            .map(|layer| Target::ALL.map(|target| layer.linear(target).transposed()));
-        Self {
-            layers: layers.collect(),
-            output: model.output().transposed(),
-        }
+        let layers = model.layers();
+        let matrices = PerSite::from_fn(layers.len(), |site| match site {
+            Site::Layer(layer, target) => layers[layer].linear(target).transposed(),
+            Site::LmHead => model.output().transposed(),
+        });
+        Self { matrices }
     }
 
-    /// A linear layer, `[in, out]`.
-    pub(super) fn linear(&self, layer: usize, target: Target) -> &PackedWeights {
-        &self.layers[layer][target.index()]
-    }
-
-    /// The output matrix, `[hidden, vocab]`.
-    pub(super) const fn output(&self) -> &PackedWeights {
-        &self.output
+    /// The matrix of a site, `[in, out]`.
+    pub(super) fn matrix(&self, site: Site) -> &PackedWeights {
+        &self.matrices[site]
     }
 }

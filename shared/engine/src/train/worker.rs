@@ -81,7 +81,8 @@ impl Worker {
         };
         self.dx.resize(tape.x.len(), 0.0);
         let dx = &mut self.dx;
-        head::forward_backward(context, loss, &mut targets, &tape.x, dx, &mut self.head)?;
+        let (grads, head) = (&mut self.grads, &mut self.head);
+        head::forward_backward(context, loss, &mut targets, &tape.x, dx, grads, head)?;
         let scratch = &mut self.backward;
         backward::backward(
             context,

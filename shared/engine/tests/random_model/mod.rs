@@ -8,9 +8,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use volley_engine::adapter::{Adapter, LoraConfig};
 use volley_engine::config::{Architecture, Compute};
 use volley_engine::model::Model;
-use volley_engine::safetensors::{Dtype, TensorData, write};
+use volley_engine::safetensors::{Dtype, SafetensorsFile, TensorData, serialize, write};
 
 /// Sizes of a model.
 #[derive(Clone, Copy, Debug)]
@@ -101,6 +102,44 @@ pub fn models() -> Vec<(String, Shape, Model)> {
         }
     }
     models
+}
+
+/// An adapter whose B is not zero.
+pub fn adapter(model: &Model, config: &LoraConfig, seed: u64) -> Adapter {
+    let fresh = Adapter::init(model.config(), config, seed).expect("valid settings");
+    let mut noise = Noise::new(seed);
+    changed(model, &fresh, |_, values| {
+        values
+            .iter_mut()
+            .for_each(|v| *v += 0.2 * noise.symmetric());
+    })
+}
+
+/// An adapter with other values: `change` gets every tensor's name in files and its values.
+pub fn changed(
+    model: &Model,
+    adapter: &Adapter,
+    mut change: impl FnMut(&str, &mut [f32]),
+) -> Adapter {
+    let file = SafetensorsFile::from_bytes("adapter", adapter.to_bytes()).expect("its own bytes");
+    let tensors: Vec<(String, Vec<usize>, Vec<f32>)> = (file.names())
+        .map(|name| {
+            let view = file.tensor(name).expect("it is there");
+            let mut values = view.to_f32();
+            change(name, &mut values);
+            (name.to_owned(), view.shape().to_vec(), values)
+        })
+        .collect();
+    let data: Vec<_> = (tensors.iter())
+        .map(|(name, shape, data)| TensorData {
+            name: name.clone(),
+            shape: shape.clone(),
+            dtype: Dtype::F32,
+            data,
+        })
+        .collect();
+    let bytes = serialize(&data, file.metadata()).expect("valid");
+    Adapter::from_bytes(model.config(), &bytes).expect("its own format")
 }
 
 /// A small generator (xorshift): equal seeds, equal numbers, on every machine.

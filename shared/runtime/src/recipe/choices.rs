@@ -96,7 +96,7 @@ choice! {
 }
 
 choice! {
-    /// Projections of a layer that can have an adapter.
+    /// Matrices that can have an adapter: projections of every layer, and the output matrix.
     LoraTarget {
         /// Attention queries.
         #[default]
@@ -113,7 +113,22 @@ choice! {
         Up = "up",
         /// Way down of the feed-forward layer.
         Down = "down",
+        /// Output matrix, from the last hidden state to the logits.
+        LmHead = "lm_head",
     }
+}
+
+impl LoraTarget {
+    /// The projections of a layer.
+    pub const PROJECTIONS: [Self; 7] = [
+        Self::Q,
+        Self::K,
+        Self::V,
+        Self::O,
+        Self::Gate,
+        Self::Up,
+        Self::Down,
+    ];
 }
 
 impl LossName {

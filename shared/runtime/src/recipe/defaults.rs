@@ -39,7 +39,7 @@ impl Default for Lora {
         Self {
             rank: 16,
             alpha: 32.0,
-            targets: LoraTarget::ALL.to_vec(),
+            targets: LoraTarget::PROJECTIONS.to_vec(),
             rslora: false,
         }
     }

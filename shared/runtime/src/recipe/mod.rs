@@ -119,7 +119,8 @@ pub struct Lora {
     pub rank: u32,
     /// Scale: the update is multiplied by alpha ÷ rank. Default 32.
     pub alpha: f64,
-    /// Projections that get an adapter. Default: all seven.
+    /// What gets an adapter: projections of every layer, by name, and `lm_head`, the output matrix.
+    /// Default: all seven projections.
     pub targets: Vec<LoraTarget>,
     /// Multiply by alpha ÷ √rank instead. Default false.
     pub rslora: bool,

@@ -172,7 +172,7 @@ fn adapter(recipe: &Recipe) -> Result<(), Violation> {
     if targets.is_empty() {
         return Err((
             "lora.targets",
-            "is empty; due is at least one projection".into(),
+            "is empty; due is at least one matrix".into(),
         ));
     }
     if let Some(pair) = targets.windows(2).find(|pair| pair[0] == pair[1]) {

@@ -36,7 +36,8 @@ fn three_keys_are_enough() {
     let recipe = loaded(SMALL).expect("valid");
     assert_eq!(recipe.model, Path::new("models/tiny"));
     assert_eq!(recipe.train, Train::default());
-    assert_eq!(recipe.lora.targets, LoraTarget::ALL);
+    let names: Vec<&str> = recipe.lora.targets.iter().map(|t| t.name()).collect();
+    assert_eq!(names, ["q", "k", "v", "o", "gate", "up", "down"]);
     assert_eq!(
         (recipe.workers.count, recipe.evaluation.instances),
         (2, 300)
@@ -67,10 +68,12 @@ fn what_is_written_is_read_back() {
     let text = format!(
         "{SMALL}[environment_options]\nlevel = \"3\"\n[train]\nloss = \"ppo\"\nclip_high = 1.3\n\
          advantage = \"leave_one_out\"\nschedule = \"async\"\nlr_schedule = \"linear\"\n\
-         [lora]\ntargets = [\"q\", \"v\"]\n[sampling]\ntemperature = 0.8"
+         [lora]\nrank = 256\ntargets = [\"q\", \"v\", \"lm_head\"]\n[sampling]\ntemperature = 0.8"
     );
     let recipe = loaded(&text).expect("valid");
     assert_eq!(recipe.train.clip(), Some((0.8, 1.3)));
+    let targets = [LoraTarget::Q, LoraTarget::V, LoraTarget::LmHead];
+    assert_eq!(recipe.lora.targets, targets);
     let written = recipe.to_toml().expect("TOML");
     let again: Recipe = toml::from_str(&written).expect("its own text");
     assert_eq!(again, recipe);
@@ -129,6 +132,14 @@ fn every_bad_value_of_the_other_sections_too() {
         (
             "[lora]\ntargets = [\"q\", \"q\"]",
             "`lora.targets` names `q` twice",
+        ),
+        (
+            "[lora]\ntargets = [\"lm_head\", \"v\", \"lm_head\"]",
+            "`lora.targets` names `lm_head` twice",
+        ),
+        (
+            "[lora]\ntargets = [\"embed_tokens\"]",
+            "`lora.targets` is `embed_tokens`, which is unknown",
         ),
         (
             "[lora]\ntargets = [\"q_proj\"]",
