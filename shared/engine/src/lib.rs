@@ -8,6 +8,7 @@ pub mod error;
 pub mod kv;
 mod mapped;
 pub mod model;
+pub mod packed;
 pub mod safetensors;
 pub mod sampler;
 pub mod score;

@@ -20,6 +20,7 @@ mod forward;
 mod layer;
 mod layout;
 mod lora;
+mod matrices;
 mod scratch;
 mod synthetic;
 mod unembed;
@@ -27,6 +28,7 @@ mod weights;
 
 use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
 
 pub use forward::{Logits, LogitsWanted, SequenceStep};
 pub(crate) use layer::{LayerBuffers, LayerPass, LowRank, SequenceRows, Work};
@@ -41,6 +43,18 @@ use crate::cpu::attention::Heads;
 use crate::cpu::pack::PackedWeights;
 use crate::cpu::rope::RopeTable;
 use crate::error::EngineError;
+use crate::packed::{PackedCache, Packing};
+
+/// How a model is loaded.
+#[derive(Debug, Clone, Default)]
+pub struct LoadOptions {
+    /// The number format of the products.
+    pub compute: Compute,
+    /// Where processes share packed weights; without it they are packed into private memory.
+    pub cache: Option<PackedCache>,
+    /// Whether a trainer will ask for the transposed matrices: then the cache has them, too.
+    pub training: bool,
+}
 
 /// A model that is ready to compute.
 pub struct Model {
@@ -48,10 +62,13 @@ pub struct Model {
     compute: Compute,
     digest: [u8; 32],
     /// `None` when the output matrix is the embedding too.
-    embedding: Option<weights::Embedding>,
+    embedding: Option<PackedWeights>,
     layers: Vec<LayerWeights>,
     final_norm: Vec<f32>,
     output: PackedWeights,
+    /// All linear layers and the output matrix, transposed, where a file has them.
+    transposed: Option<Arc<[PackedWeights]>>,
+    packings: Vec<Packing>,
     /// By [`ModelConfig::ropes`].
     ropes: Vec<RopeTable>,
 }
@@ -81,7 +98,21 @@ impl Model {
     ///
     /// Those of [`Self::load`].
     pub fn load_as(dir: &Path, compute: Compute) -> Result<Self, EngineError> {
-        weights::load(dir, compute)
+        let options = LoadOptions {
+            compute,
+            ..LoadOptions::default()
+        };
+        Self::load_with(dir, &options)
+    }
+
+    /// The same with all options. A cache that cannot be used is no error:
+    /// [`Self::packings`] tells.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Self::load`].
+    pub fn load_with(dir: &Path, options: &LoadOptions) -> Result<Self, EngineError> {
+        weights::load(dir, options)
     }
 
     /// The number format of the products.
@@ -118,6 +149,18 @@ impl Model {
     #[must_use]
     pub const fn output(&self) -> &PackedWeights {
         &self.output
+    }
+
+    /// All linear layers and the output matrix, transposed, where a file has them.
+    pub(crate) const fn transposed(&self) -> Option<&Arc<[PackedWeights]>> {
+        self.transposed.as_ref()
+    }
+
+    /// Where the packed weights are, and after it where their transposes are, when a trainer's
+    /// were asked for.
+    #[must_use]
+    pub fn packings(&self) -> &[Packing] {
+        &self.packings
     }
 
     /// Cosines and sines of the positions, as a layer reads them.

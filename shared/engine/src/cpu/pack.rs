@@ -1,7 +1,10 @@
 //! Weight matrices in the order in which the matrix product reads them.
 
+use std::sync::Arc;
+
 use super::LANES;
 use super::bf16::{narrow, widen};
+use crate::mapped::{Bytes, Elements};
 
 /// A weight matrix `W[n, k]` of `y[m, n] = x[m, k] * W^T`, cut into panels of sixteen outputs:
 /// panel p holds, for each k, the weights of outputs `16 p .. 16 p + 16`. The last panel is
@@ -16,10 +19,33 @@ pub struct PackedWeights {
 #[derive(Debug, Clone)]
 pub(crate) enum Panels {
     /// One row per k.
-    F32(Vec<[f32; LANES]>),
+    F32(Elements<[f32; LANES]>),
     /// One row per two k: the weights of the even one in the low halves, those of the odd one in
     /// the high halves. An odd `k` ends with zeros.
-    Bf16(Vec<[u32; LANES]>),
+    Bf16(Elements<[u32; LANES]>),
+}
+
+/// In which of the two [`Panels`] a matrix is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Format {
+    F32,
+    Bf16,
+}
+
+impl Format {
+    /// Rows of a panel of `k` inputs.
+    const fn depth(self, k: usize) -> usize {
+        match self {
+            Self::F32 => k,
+            Self::Bf16 => k.div_ceil(2),
+        }
+    }
+
+    /// Bytes of all panels of `[n, k]`; `None` when they cannot be counted.
+    pub(crate) fn bytes(self, n: usize, k: usize) -> Option<usize> {
+        let rows = n.div_ceil(LANES).checked_mul(self.depth(k))?;
+        rows.checked_mul(LANES * size_of::<u32>())
+    }
 }
 
 impl PackedWeights {
@@ -38,7 +64,7 @@ impl PackedWeights {
         Self {
             n,
             k,
-            panels: Panels::F32(panels),
+            panels: Panels::F32(panels.into()),
         }
     }
 
@@ -82,7 +108,7 @@ impl PackedWeights {
         Self {
             n,
             k,
-            panels: Panels::Bf16(panels),
+            panels: Panels::Bf16(panels.into()),
         }
     }
 
@@ -103,7 +129,7 @@ impl PackedWeights {
         Self {
             n,
             k,
-            panels: Panels::F32(panels),
+            panels: Panels::F32(panels.into()),
         }
     }
 
@@ -171,5 +197,36 @@ impl PackedWeights {
 
     pub(crate) const fn panels(&self) -> &Panels {
         &self.panels
+    }
+
+    pub(crate) const fn format(&self) -> Format {
+        match self.panels {
+            Panels::F32(_) => Format::F32,
+            Panels::Bf16(_) => Format::Bf16,
+        }
+    }
+
+    /// The panels as they lie in memory.
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        match &self.panels {
+            Panels::F32(all) => bytemuck::cast_slice(all),
+            Panels::Bf16(all) => bytemuck::cast_slice(all),
+        }
+    }
+
+    /// Weights `[n, k]` whose panels begin at `offset` of `bytes` and stay there; `None` when
+    /// they do not lie inside, or not on an element's boundary.
+    pub(crate) fn in_place(
+        format: Format,
+        [n, k]: [usize; 2],
+        bytes: &Arc<Bytes>,
+        offset: usize,
+    ) -> Option<Self> {
+        let range = offset..offset.checked_add(format.bytes(n, k)?)?;
+        let panels = match format {
+            Format::F32 => Panels::F32(Elements::in_place(bytes, range)?),
+            Format::Bf16 => Panels::Bf16(Elements::in_place(bytes, range)?),
+        };
+        Some(Self { n, k, panels })
     }
 }

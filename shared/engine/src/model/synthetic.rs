@@ -1,10 +1,11 @@
 //! Models without a checkpoint, for measurements: any configuration, seeded random weights.
 
-use super::{LayerWeights, Model, weights};
+use super::{LayerWeights, Model};
 use crate::adapter::Target;
 use crate::config::{Compute, ModelConfig};
 use crate::cpu::pack::PackedWeights;
 use crate::cpu::rope::RopeTable;
+use crate::packed::Packing;
 use crate::sampler::philox;
 
 impl Model {
@@ -38,10 +39,8 @@ impl Model {
         });
         let layers = layers.collect();
         let output = matrix(config.vocab_size, config.hidden_size);
-        let embedding = (!config.tie_word_embeddings).then(|| {
-            let zeros = vec![0.0; config.vocab_size * config.hidden_size];
-            weights::Embedding::F32(zeros)
-        });
+        let untied = !config.tie_word_embeddings;
+        let embedding = untied.then(|| matrix(config.vocab_size, config.hidden_size));
         let ropes = config.ropes.iter();
         Self {
             compute,
@@ -50,10 +49,50 @@ impl Model {
             layers,
             final_norm: vec![1.0; config.hidden_size],
             output,
+            transposed: None,
+            packings: vec![Packing::Private],
             ropes: ropes
                 .map(|rope| RopeTable::new(config.head_dim, *rope, config.max_position_embeddings))
                 .collect(),
             config,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    /// An embedding of zeros is divided by its own norm on the way back: a gradient of NaN.
+    #[test]
+    fn tokens_have_embeddings_of_their_own() {
+        for tied in [true, false] {
+            let json = format!(
+                r#"{{"architectures": ["Qwen3ForCausalLM"], "vocab_size": 40, "hidden_size": 24,
+                    "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+                    "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 64,
+                    "rms_norm_eps": 1e-6, "rope_theta": 1e4, "hidden_act": "silu",
+                    "tie_word_embeddings": {tied}}}"#
+            );
+            let config = ModelConfig::parse(Path::new("config.json"), json.as_bytes());
+            let config = config.expect("a valid configuration");
+            for compute in [Compute::F32, Compute::Bf16] {
+                let model = Model::synthetic(config.clone(), compute, 1);
+                let embedding = |token| {
+                    let mut row = vec![0.0; 24];
+                    model.embed(token, &mut row);
+                    row
+                };
+                let (first, second) = (embedding(0), embedding(39));
+                assert_ne!(first, second);
+                let mut output = vec![0.0; 24];
+                model.output().copy_row(0, &mut output);
+                assert_eq!(first == output, tied);
+                let square: f32 = first.iter().map(|value| value * value).sum();
+                assert!((0.2..5.0).contains(&square), "{square}");
+            }
         }
     }
 }

@@ -1,12 +1,13 @@
-//! Weights of a model, checked against its configuration and packed for the kernels.
+//! Weights of a model, checked against its configuration and with the matrices that [`super::matrices`] packs.
 
 use std::fs;
 use std::path::Path;
 
-use super::Model;
 use super::checkpoint::Checkpoint;
+use super::matrices::Matrices;
+use super::{LoadOptions, Model};
 use crate::adapter::Target;
-use crate::config::{Compute, ModelConfig};
+use crate::config::ModelConfig;
 use crate::cpu::pack::PackedWeights;
 use crate::cpu::rope::RopeTable;
 use crate::error::EngineError;
@@ -64,33 +65,11 @@ impl LayerWeights {
     }
 }
 
-/// An embedding that is not the output matrix, row-major.
-#[derive(Debug)]
-pub(super) enum Embedding {
-    F32(Vec<f32>),
-    Bf16(Vec<u16>),
-}
-
-impl Embedding {
-    fn row(&self, token: usize, to: &mut [f32]) {
-        let range = token * to.len()..(token + 1) * to.len();
-        match self {
-            Self::F32(all) => to.copy_from_slice(&all[range]),
-            Self::Bf16(all) => {
-                let wide = |bits: &u16| f32::from_bits(u32::from(*bits) << 16);
-                to.iter_mut()
-                    .zip(&all[range])
-                    .for_each(|(to, bits)| *to = wide(bits));
-            }
-        }
-    }
-}
-
 impl Model {
     /// Copies the embedding of a token; the token is inside the vocabulary.
     pub(crate) fn embed(&self, token: u32, to: &mut [f32]) {
         match &self.embedding {
-            Some(embedding) => embedding.row(token as usize, to),
+            Some(embedding) => embedding.copy_row(token as usize, to),
             None => self.output.copy_row(token as usize, to),
         }
         let scale = self.config.embedding_scale;
@@ -101,39 +80,32 @@ impl Model {
 }
 
 /// Loads a model's folder.
-pub(super) fn load(dir: &Path, compute: Compute) -> Result<Model, EngineError> {
+pub(super) fn load(dir: &Path, options: &LoadOptions) -> Result<Model, EngineError> {
     let file = dir.join("config.json");
     let json = fs::read(&file).map_err(|e| EngineError::io(&file, e))?;
     let config = ModelConfig::parse(&file, &json)?;
     let checkpoint = Checkpoint::open(dir)?;
+    // Of the very files that are packed below: they stay open in between.
     let digest = checkpoint.digest(&json);
-    let layers = (0..config.num_layers).map(|i| layer(&checkpoint, &config, compute, i));
+    let matrices = Matrices::of(&checkpoint, &config, options.compute)?;
+    let packed = matrices.provide(&digest, options)?;
+    let mut all = packed.matrices.into_iter();
+    let layers = (0..config.num_layers).map(|index| {
+        let linear = all.by_ref().take(Target::ALL.len()).collect();
+        layer(&checkpoint, &config, index, linear)
+    });
     let layers = layers.collect::<Result<Vec<_>, _>>()?;
-    let (vocab, hidden) = (config.vocab_size, config.hidden_size);
-    const EMBED: &str = "model.embed_tokens.weight";
-    let tied = config.tie_word_embeddings || !checkpoint.has("lm_head.weight");
-    let output = packed(
-        &checkpoint,
-        if tied { EMBED } else { "lm_head.weight" },
-        [vocab, hidden],
-        compute,
-    )?;
-    let embedding = if tied {
-        None
-    } else {
-        let view = checkpoint.tensor(EMBED, &[vocab, hidden])?;
-        let bf16 = view.to_bf16_bits().map(Embedding::Bf16);
-        Some(bf16.unwrap_or_else(|| Embedding::F32(view.to_f32())))
-    };
     let positions = config.max_position_embeddings;
     let ropes = config.ropes.iter();
     Ok(Model {
-        compute,
+        compute: options.compute,
         digest,
-        embedding,
         layers,
-        final_norm: norm(&checkpoint, &config, "model.norm", hidden)?,
-        output,
+        final_norm: norm(&checkpoint, &config, "model.norm", config.hidden_size)?,
+        output: all.next().expect("the output matrix follows the layers"),
+        embedding: all.next(),
+        transposed: packed.transposed,
+        packings: packed.packings,
         ropes: ropes
             .map(|rope| RopeTable::new(config.head_dim, *rope, positions))
             .collect(),
@@ -144,23 +116,13 @@ pub(super) fn load(dir: &Path, compute: Compute) -> Result<Model, EngineError> {
 fn layer(
     checkpoint: &Checkpoint,
     config: &ModelConfig,
-    compute: Compute,
     index: usize,
+    linear: Vec<PackedWeights>,
 ) -> Result<LayerWeights, EngineError> {
     let prefix = format!("model.layers.{index}");
     let (hidden, head_dim) = (config.hidden_size, config.head_dim);
     let vector = |name: &str, len| norm(checkpoint, config, &format!("{prefix}.{name}"), len);
     let when = |switch: bool, name: &str, len| switch.then(|| vector(name, len)).transpose();
-    let linear = Target::ALL.into_iter().map(|target| {
-        let (n, k) = target.shape(config);
-        let name = format!("{prefix}.{}", target.path());
-        if checkpoint.has(&format!("{name}.bias")) && !has_bias(config, target) {
-            let what = format!("{name}.bias");
-            let file = Path::new("model.safetensors").to_owned();
-            return Err(EngineError::ModelUnsupported { file, what });
-        }
-        packed(checkpoint, &format!("{name}.weight"), [n, k], compute)
-    });
     let bias = |target: Target| {
         let name = format!("{prefix}.{}.bias", target.path());
         let view = checkpoint.tensor(&name, &[target.shape(config).0])?;
@@ -182,13 +144,9 @@ fn layer(
         ffn_branch_norm: when(config.branch_norms, "post_feedforward_layernorm", hidden)?,
         q_norm: when(config.qk_norm, "self_attn.q_norm", head_dim)?,
         k_norm: when(config.qk_norm, "self_attn.k_norm", head_dim)?,
-        linear: linear.collect::<Result<_, _>>()?,
+        linear,
         biases,
     })
-}
-
-const fn has_bias(config: &ModelConfig, target: Target) -> bool {
-    config.qkv_bias && matches!(target, Target::Q | Target::K | Target::V)
 }
 
 /// The weight of a norm, as it is multiplied.
@@ -205,18 +163,4 @@ fn norm(
         weight.iter_mut().for_each(|value| *value += 1.0);
     }
     Ok(weight)
-}
-
-fn packed(
-    checkpoint: &Checkpoint,
-    name: &str,
-    [n, k]: [usize; 2],
-    compute: Compute,
-) -> Result<PackedWeights, EngineError> {
-    let view = checkpoint.tensor(name, &[n, k])?;
-    Ok(match (view.to_bf16_bits(), compute) {
-        (Some(bits), _) => PackedWeights::pack_bf16(&bits, n, k),
-        (None, Compute::F32) => PackedWeights::pack(&view.to_f32(), n, k),
-        (None, Compute::Bf16) => PackedWeights::pack_rounded(&view.to_f32(), n, k),
-    })
 }
