@@ -37,10 +37,15 @@ env_vars! {
     NO_COLOR;
     /// Name of the terminal; on a `dumb` one the monitor prints a plain table.
     TERM;
+    /// Absolute path of a directory for what can be made again, such as the packed weights that
+    /// processes share; default `$XDG_CACHE_HOME/volley`, else `~/.cache/volley`.
+    VOLLEY_CACHE_DIR;
     /// Directory of the user for sockets and pointers of this login.
     XDG_RUNTIME_DIR;
     /// Directory of the user for state that outlives a login.
     XDG_STATE_HOME;
+    /// Directory of the user for what can be made again.
+    XDG_CACHE_HOME;
     /// Home directory of the user.
     HOME;
 }

@@ -9,6 +9,7 @@
 //! | [`recipe`] | the training recipe |
 //! | [`run_dir`] | the directory of a training run |
 //! | [`report`] | `report.html` of a run |
+//! | [`cache_dir`] | where files are that can be made again |
 //! | [`cluster_file`] | where a cluster on this machine is |
 //! | [`vital`] | threads whose panic ends the process |
 //! | [`mailbox`] | the way to a driver that does not exist yet |
@@ -19,6 +20,7 @@
 //! | [`conversation`] | dial, read typed messages, bounded |
 //! | [`env_vars`] | every environment variable, in one table |
 
+pub mod cache_dir;
 pub mod cluster_file;
 pub mod config;
 pub mod conversation;
