@@ -26,7 +26,8 @@ use std::sync::Arc;
 use ractor::Actor;
 use tokio::sync::oneshot;
 use volley_engine::cpu::threads::Threads;
-use volley_engine::model::Model;
+use volley_engine::model::{LoadOptions, Model};
+use volley_engine::packed::PackedCache;
 use volley_learner_core::{Input, Learner};
 use volley_link::{Endpoint, Identity, LinkConfig, LinkRuntime, Listener};
 use volley_protocol::fault::{ErrorCode, Fault};
@@ -54,6 +55,8 @@ pub struct LearnerOptions {
     pub listen: SocketAddr,
     /// The run's directory, with its recipe.
     pub run_dir: PathBuf,
+    /// Where processes share packed weights.
+    pub cache: Option<PathBuf>,
     /// Resolves when the process is asked to end: finish the step, write a checkpoint, leave.
     pub stop: oneshot::Receiver<()>,
 }
@@ -68,10 +71,7 @@ pub async fn run(options: LearnerOptions) -> Result<RunState, Fault> {
     let _lock = DirLock::acquire(directory.path())?;
     let (listener, endpoint) = open_network(&options)?;
     let sink_addr = listener.local_addr();
-    // Loading and replaying computes; the runtime's threads are for the network.
-    let restored = tokio::task::spawn_blocking(move || restore::restore(&directory, sink_addr))
-        .await
-        .map_err(|error| internal(format!("restoring failed: {error}")))??;
+    let restored = restored(directory, options.cache.clone(), sink_addr).await?;
     let Restored {
         config,
         state,
@@ -137,6 +137,17 @@ pub async fn run(options: LearnerOptions) -> Result<RunState, Fault> {
     outcome
 }
 
+/// Loads and replays, which computes: the runtime's threads are for the network.
+async fn restored(
+    directory: RunDir,
+    cache: Option<PathBuf>,
+    sink_addr: SocketAddr,
+) -> Result<Restored, Fault> {
+    tokio::task::spawn_blocking(move || restore::restore(&directory, cache, sink_addr))
+        .await
+        .map_err(|error| internal(format!("restoring failed: {error}")))?
+}
+
 /// The sink's socket, and one to dial the coordinator with.
 fn open_network(options: &LearnerOptions) -> Result<(Listener, Endpoint), Fault> {
     let link = LinkRuntime::start().map_err(|error| link_fault(&error))?;
@@ -161,10 +172,21 @@ fn internal(message: impl Into<String>) -> Fault {
 }
 
 /// Loads the base model of a run.
-fn load_model(recipe: &Recipe) -> Result<Arc<Model>, Fault> {
-    Model::load_as(&recipe.model, restore::compute(recipe))
-        .map(Arc::new)
-        .map_err(|error| Fault::from(&error))
+fn load_model(recipe: &Recipe, cache: Option<PathBuf>) -> Result<Arc<Model>, Fault> {
+    let options = LoadOptions {
+        compute: restore::compute(recipe),
+        cache: cache.map(PackedCache::new),
+        training: true,
+    };
+    let model = Model::load_with(&recipe.model, &options).map_err(|error| Fault::from(&error))?;
+    for packing in model.packings() {
+        if packing.is_trouble() {
+            tracing::warn!("{packing}");
+        } else {
+            tracing::info!("{packing}");
+        }
+    }
+    Ok(Arc::new(model))
 }
 
 /// Threads of the learner's arithmetic.

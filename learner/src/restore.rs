@@ -47,10 +47,14 @@ pub(crate) struct Restored {
 }
 
 /// Reads a run directory back.
-pub(crate) fn restore(directory: &RunDir, sink_addr: SocketAddr) -> Result<Restored, Fault> {
+pub(crate) fn restore(
+    directory: &RunDir,
+    cache: Option<PathBuf>,
+    sink_addr: SocketAddr,
+) -> Result<Restored, Fault> {
     let recipe = directory.recipe()?;
     let run = directory.run_id()?;
-    let model = load_model(&recipe)?;
+    let model = load_model(&recipe, cache)?;
     let job = job(&recipe, run);
     let intake_dir = directory.intake();
     std::fs::create_dir_all(&intake_dir).map_err(|error| {

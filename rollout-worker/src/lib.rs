@@ -25,7 +25,8 @@ use tokio::sync::oneshot;
 use volley_engine::EngineError;
 use volley_engine::config::Compute;
 use volley_engine::cpu::threads::Threads;
-use volley_engine::model::Model;
+use volley_engine::model::{LoadOptions, Model};
+use volley_engine::packed::PackedCache;
 use volley_engine::text::{ChatTemplate, Tokenizer, stop_tokens};
 use volley_link::{Endpoint, Identity, LinkConfig, LinkRuntime};
 use volley_protocol::Digest;
@@ -53,6 +54,8 @@ pub enum PolicySource {
         threads: usize,
         /// Number format of its matrix products.
         compute: Compute,
+        /// Where processes share packed weights.
+        cache: Option<PathBuf>,
     },
     /// The same words every time, without a model.
     Scripted,
@@ -186,7 +189,8 @@ async fn load(
                 directory,
                 threads,
                 compute,
-            } => match warm(&directory, threads, compute) {
+                cache,
+            } => match warm(&directory, threads, compute, cache) {
                 Err(error) => drop(ready.send(Err(Fault::from(&error)))),
                 Ok(warm) => {
                     let numerics = compute.numerics_class().to_owned();
@@ -227,9 +231,23 @@ fn warm(
     directory: &std::path::Path,
     threads: usize,
     compute: Compute,
+    cache: Option<PathBuf>,
 ) -> Result<WarmPolicy, EngineError> {
+    let options = LoadOptions {
+        compute,
+        cache: cache.map(PackedCache::new),
+        training: false,
+    };
+    let model = Model::load_with(directory, &options)?;
+    for packing in model.packings() {
+        if packing.is_trouble() {
+            tracing::warn!("{packing}");
+        } else {
+            tracing::info!("{packing}");
+        }
+    }
     Ok(WarmPolicy {
-        model: Arc::new(Model::load_as(directory, compute)?),
+        model: Arc::new(model),
         tokenizer: Tokenizer::load(directory)?,
         chat: ChatTemplate::load(directory)?,
         stop: stop_tokens(directory)?.into(),

@@ -162,7 +162,7 @@ fn the_doctor_tells_facts_with_fixes() {
     let report: serde_json::Value = serde_json::from_str(out(&output)).expect("JSON");
     assert_eq!(report["schema"], "volley.doctor/1");
     let findings = report["findings"].as_array().expect("a list");
-    assert_eq!(findings.len(), 9);
+    assert_eq!(findings.len(), 10);
     for finding in findings {
         let is_fine = finding["level"] == "ok";
         assert_eq!(finding["fix"] == "", is_fine, "{finding}");

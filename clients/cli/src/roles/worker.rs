@@ -8,6 +8,7 @@ use volley_engine::config::Compute;
 use volley_link::Role;
 use volley_protocol::Fault;
 use volley_protocol::fault::ErrorCode;
+use volley_runtime::cache_dir;
 use volley_runtime::cluster_file::ClusterFile;
 use volley_runtime::process::Handoff;
 use volley_worker::{PolicySource, WorkerOptions};
@@ -61,6 +62,7 @@ pub(crate) fn run(args: WorkerArgs, mut handoff: Handoff) -> Result<(), Fault> {
                 directory,
                 threads: args.threads,
                 compute: args.compute,
+                cache: cache_dir::packed_weights(),
             },
             None => PolicySource::Scripted,
         };

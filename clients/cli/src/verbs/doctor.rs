@@ -1,5 +1,6 @@
 //! `volley doctor`: what this machine has, what is in the way, and what to change.
 
+mod cache;
 mod cpu;
 mod disk;
 mod limits;
@@ -91,6 +92,7 @@ pub(crate) fn run(args: &DoctorArgs, output: &Output) -> Result<(), Stop> {
         cpu::gpu(),
         network::udp_buffer(),
         disk::sync(&args.dir),
+        cache::packed_weights(),
         limits::descriptors(),
         cpu::clock(),
         network::clusters(),

@@ -15,11 +15,13 @@ use serde_json::{Value, json};
 use volley_engine::EngineError;
 use volley_engine::adapter::Adapter;
 use volley_engine::cpu::threads::Threads;
-use volley_engine::model::Model;
+use volley_engine::model::{LoadOptions, Model};
+use volley_engine::packed::PackedCache;
 use volley_engine::safetensors::{Dtype, TensorData, write};
 use volley_engine::score::score as score_tokens;
 use volley_engine::train::{self, AdamParams, Loss, StepOutput, Trainer};
 use volley_protocol::{ErrorCode, Fault};
+use volley_runtime::cache_dir;
 
 use crate::errors::Stop;
 use crate::output::Output;
@@ -42,7 +44,7 @@ pub(crate) fn run(verb: PolicyVerb, output: &Output) -> Result<(), Stop> {
 
 fn score(args: &ScoreArgs, output: &Output) -> Result<(), Stop> {
     let sequences = ids(&args.input)?;
-    let (model, threads) = args.model.load()?;
+    let (model, threads) = args.model.load(false, output)?;
     let adapter = adapter(&model, args.adapter.as_deref())?;
     let mut logprobs = Vec::with_capacity(sequences.len());
     for sequence in &sequences {
@@ -53,7 +55,7 @@ fn score(args: &ScoreArgs, output: &Output) -> Result<(), Stop> {
 }
 
 fn grad(args: &GradArgs, output: &Output) -> Result<(), Stop> {
-    let (mut trainer, data, loss) = args.batch.load(&args.model)?;
+    let (mut trainer, data, loss) = args.batch.load(&args.model, output)?;
     let step = trainer
         .forward_backward(&data, &loss)
         .map_err(|error| engine(&error))?;
@@ -88,7 +90,7 @@ fn grad(args: &GradArgs, output: &Output) -> Result<(), Stop> {
 }
 
 fn adamw(args: &AdamwArgs, output: &Output) -> Result<(), Stop> {
-    let (mut trainer, data, loss) = args.batch.load(&args.model)?;
+    let (mut trainer, data, loss) = args.batch.load(&args.model, output)?;
     let params = AdamParams {
         lr: args.lr,
         beta1: args.beta1,
@@ -142,17 +144,30 @@ fn step_object(step: &StepOutput) -> Value {
 }
 
 impl ModelArgs {
-    fn load(&self) -> Result<(Model, Threads), Fault> {
-        let model = Model::load_as(&self.model, self.compute).map_err(|error| engine(&error))?;
+    fn load(&self, training: bool, output: &Output) -> Result<(Model, Threads), Fault> {
+        let options = LoadOptions {
+            compute: self.compute,
+            cache: cache_dir::packed_weights().map(PackedCache::new),
+            training,
+        };
+        let model = Model::load_with(&self.model, &options).map_err(|error| engine(&error))?;
+        let troubles = model.packings().iter();
+        for packing in troubles.filter(|packing| packing.is_trouble()) {
+            output.talk(&packing.to_string());
+        }
         Ok((model, threads(self.threads)))
     }
 }
 
 impl BatchArgs {
-    fn load(&self, model: &ModelArgs) -> Result<(Trainer, Vec<train::Datum>, Loss), Fault> {
+    fn load(
+        &self,
+        model: &ModelArgs,
+        output: &Output,
+    ) -> Result<(Trainer, Vec<train::Datum>, Loss), Fault> {
         let loss = loss::parse(&self.loss, self.loss_config.as_deref())?;
         let data = data::read(&self.data)?;
-        let (model, threads) = model.load()?;
+        let (model, threads) = model.load(true, output)?;
         let adapter = Adapter::load_peft_for(&model, &self.adapter);
         let adapter = adapter.map_err(|error| engine(&error))?;
         let trainer = Trainer::new(Arc::new(model), adapter, threads);

@@ -2,8 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
+use volley_engine::config::Compute;
+use volley_engine::model::{LoadOptions, Model};
+use volley_engine::packed::PackedCache;
 use volley_protocol::RunId;
 use volley_protocol::fault::{ErrorCode, Fault};
+use volley_runtime::cache_dir;
 use volley_runtime::recipe::Recipe;
 use volley_runtime::report;
 use volley_runtime::run_dir::{RunDir, RunProgress};
@@ -160,7 +164,13 @@ fn check_inputs(recipe: &Recipe) -> Result<(), Fault> {
         let code = ErrorCode::from_name(error.code()).unwrap_or(ErrorCode::EnvFailed);
         Fault::new(code, error.to_string())
     })?;
-    volley_engine::model::Model::load(&recipe.model)
+    // With the options of the workers, which then find the packed weights.
+    let options = LoadOptions {
+        compute: Compute::from_name(recipe.compute.name()).unwrap_or_default(),
+        cache: cache_dir::packed_weights().map(PackedCache::new),
+        training: false,
+    };
+    Model::load_with(&recipe.model, &options)
         .map(drop)
         .map_err(|error| Fault::from(&error))
 }

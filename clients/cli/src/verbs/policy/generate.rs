@@ -22,7 +22,7 @@ const BATCH: usize = 32;
 
 pub(super) fn run(args: &GenerateArgs, output: &Output) -> Result<(), Stop> {
     let prompts = ids(&args.input)?;
-    let (model, threads) = args.model.load()?;
+    let (model, threads) = args.model.load(false, output)?;
     let text = args.stream || !args.stop.is_empty();
     let adapter = adapter(&model, args.adapter.as_deref())?.map(Arc::new);
     let mut generation = Generation {
