@@ -8,7 +8,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Barrier};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use random_model::{Noise, ODD_SHAPES, Shape};
 use sha2::{Digest as _, Sha256};
@@ -367,6 +367,24 @@ fn what_is_mapped_survives_the_removal_of_its_file() {
     let truth = logits(&model, &tokens(&model));
     drop(cache);
     assert!(logits(&model, &tokens(&model)) == truth);
+}
+
+/// What is removed first is what was not used for longest, not what is oldest.
+#[test]
+fn a_file_that_is_mapped_counts_as_used() {
+    let (cache, folder) = (tempfile::tempdir(), tempfile::tempdir());
+    let (cache, folder) = (cache.expect("a folder"), folder.expect("a folder"));
+    SMALL.write(folder.path(), 1);
+    load(folder.path(), cache.path(), Compute::F32).expect("it loads");
+    let [file] = files(cache.path()).try_into().expect("one file");
+    let used = || fs::metadata(&file).and_then(|file| file.modified());
+    let day = Duration::from_hours(24);
+    let yesterday = SystemTime::now() - day;
+    let open = fs::File::open(&file).expect("it is there");
+    open.set_modified(yesterday).expect("ours");
+    load(folder.path(), cache.path(), Compute::F32).expect("it loads");
+    let later = used().expect("it is there").duration_since(yesterday);
+    assert!(later.expect("later") > day / 2);
 }
 
 #[test]
