@@ -48,7 +48,7 @@ impl Coordinator {
         let id = spec.job;
         persist(
             Record::JobAccepted {
-                spec: spec.clone(),
+                spec: Box::new(spec.clone()),
                 at: self.now,
             },
             out,

@@ -20,8 +20,8 @@ pub enum Record {
     Epoch(Epoch),
     /// A job was accepted.
     JobAccepted {
-        /// The job.
-        spec: JobSpec,
+        /// The job; by far the largest thing that is recorded.
+        spec: Box<JobSpec>,
         /// When, on the shell's clock.
         at: Millis,
     },

@@ -37,7 +37,7 @@ impl Coordinator {
             Record::Epoch(epoch) => debug_assert!(epoch <= self.epoch, "epochs rise"),
             Record::JobAccepted { spec, at } => {
                 if self.jobs.get(spec.job).is_none() {
-                    self.jobs.insert(Job::new(spec, at));
+                    self.jobs.insert(Job::new(*spec, at));
                 }
             }
             Record::Extended { job, start, extent } => {
@@ -197,7 +197,7 @@ impl Coordinator {
 fn compact_job(job: &Job, records: &mut Vec<Record>) {
     let id = job.spec.job;
     records.push(Record::JobAccepted {
-        spec: job.spec.clone(),
+        spec: Box::new(job.spec.clone()),
         at: job.at,
     });
     let extents = job.extents.puts();

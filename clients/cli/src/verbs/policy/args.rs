@@ -39,6 +39,9 @@ pub(crate) struct BenchArgs {
     /// Tokens in the cache before decoding begins.
     #[arg(long, value_name = "N", default_value_t = 64)]
     pub(super) prompt: usize,
+    /// Episodes that play while a version arrives.
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    pub(super) episodes: usize,
     /// Tokens decoded per sequence.
     #[arg(long, value_name = "N", default_value_t = 32)]
     pub(super) new: usize,
@@ -73,6 +76,8 @@ pub(super) enum Part {
     Train,
     /// Clip, AdamW and publication alone.
     Adamw,
+    /// Decode steps of many episodes while a new version arrives.
+    Swap,
 }
 
 #[derive(Debug, Args)]

@@ -4,6 +4,8 @@
 //! figures can stand side by side. Every line carries wall and processor time: on a machine that
 //! is shared the second is the steadier one.
 
+mod swap;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -29,7 +31,7 @@ const RANK: usize = 16;
 /// Sequences and tokens of the training step.
 const TRAIN: [usize; 2] = [8, 256];
 
-const ALL: [Part; 10] = [
+const ALL: [Part; 11] = [
     Part::Decode1,
     Part::Decode8,
     Part::Decode32,
@@ -40,6 +42,7 @@ const ALL: [Part; 10] = [
     Part::Prefill2048,
     Part::Train,
     Part::Adamw,
+    Part::Swap,
 ];
 
 pub(super) fn run(args: &BenchArgs, output: &Output) -> Result<(), Stop> {
@@ -72,6 +75,7 @@ pub(super) fn run(args: &BenchArgs, output: &Output) -> Result<(), Stop> {
             Part::Prefill2048 => bench.prefill(long_prefill)?,
             Part::Train => bench.train()?,
             Part::Adamw => bench.adamw()?,
+            Part::Swap => swap::run(&bench)?,
         };
         bench.print(*part, line, output)?;
     }
@@ -108,7 +112,13 @@ impl Bench<'_> {
             let part = line["part"].as_str().unwrap_or("");
             match line.get("tok_s") {
                 Some(rate) => output.data(format!("{part:24} {rate:>10} tokens/s"))?,
-                None => output.data(format!("{part:24} {:>10} ms", line["wall_ms"]))?,
+                None if line.get("wall_ms").is_some() => {
+                    output.data(format!("{part:24} {:>10} ms", line["wall_ms"]))?;
+                }
+                None => output.data(format!(
+                    "{part:24} {:>10} ms at most, median {} ms",
+                    line["step_ms_max"], line["step_ms_p50"]
+                ))?,
             }
         }
         output.flush()
