@@ -73,6 +73,14 @@ impl Compute {
         }
     }
 
+    /// Pairs that a row of `k` values is rounded to; none where products take it as it is.
+    pub(crate) const fn pairs(self, k: usize) -> usize {
+        match self {
+            Self::F32 => 0,
+            Self::Bf16 => k.div_ceil(2),
+        }
+    }
+
     /// The format of that name.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {

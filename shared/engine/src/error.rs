@@ -7,6 +7,9 @@ use volley_protocol::{ErrorCode, Fault};
 
 use thiserror::Error;
 
+/// Messages tell memory in this unit.
+const MIB: u64 = 1 << 20;
+
 /// Every failure of the engine. [`EngineError::code`] is the stable name users search for.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -117,6 +120,20 @@ pub enum EngineError {
         /// Which number.
         what: String,
     },
+    /// A step does not fit the memory it may use, even if every layer is computed twice.
+    #[error(
+        "training on {rows} rows at once needs {} MiB beside the model, the budget is {} MiB",
+        needed_bytes.div_ceil(MIB),
+        budget_bytes / MIB
+    )]
+    MemoryBudget {
+        /// The budget.
+        budget_bytes: u64,
+        /// The smallest budget that would do.
+        needed_bytes: u64,
+        /// Rows of the largest micro-batch.
+        rows: usize,
+    },
     /// A saved optimiser state that is damaged or belongs to another adapter.
     #[error("the saved training state cannot be restored: {reason}")]
     StateInvalid {
@@ -171,6 +188,7 @@ impl From<&EngineError> for Fault {
             EngineError::AdapterMismatch { .. } => ErrorCode::AdapterMismatch,
             EngineError::AdapterNonfinite { .. } => ErrorCode::AdapterNonfinite,
             EngineError::LossNonfinite { .. } => ErrorCode::LossNonfinite,
+            EngineError::MemoryBudget { .. } => ErrorCode::ConfigInvalid,
             EngineError::StateInvalid { .. } => ErrorCode::CheckpointInvalid,
             EngineError::TokenizerInvalid { .. } => ErrorCode::TokenizerInvalid,
             EngineError::ContextExceeded { .. } => ErrorCode::ContextExceeded,
@@ -179,7 +197,14 @@ impl From<&EngineError> for Fault {
             }
         };
         let cause = std::error::Error::source(error).map(|cause| format!(": {cause}"));
-        Self::new(code, format!("{error}{}", cause.unwrap_or_default()))
+        let fault = Self::new(code, format!("{error}{}", cause.unwrap_or_default()));
+        match error {
+            EngineError::MemoryBudget { needed_bytes, .. } => fault.with_hint(format!(
+                "set train.memory_mb to {} or more, or train on shorter sequences",
+                needed_bytes.div_ceil(MIB)
+            )),
+            _ => fault,
+        }
     }
 }
 
@@ -200,6 +225,7 @@ impl EngineError {
             Self::AdapterMismatch { .. } => "ADAPTER_MISMATCH",
             Self::AdapterNonfinite { .. } => "ADAPTER_NONFINITE",
             Self::LossNonfinite { .. } => "LOSS_NONFINITE",
+            Self::MemoryBudget { .. } => "MEMORY_BUDGET",
             Self::StateInvalid { .. } => "CHECKPOINT_INVALID",
             Self::TokenizerInvalid { .. } => "TOKENIZER_INVALID",
             Self::ContextExceeded { .. } => "CONTEXT_EXCEEDED",

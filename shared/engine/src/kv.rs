@@ -120,6 +120,21 @@ impl LayerCache {
         }
     }
 
+    /// A layer with room for this many tokens.
+    pub(crate) fn with_room(kv_heads: usize, head_dim: usize, tokens: usize) -> Self {
+        let mut layer = Self::new(kv_heads, head_dim);
+        layer.grow(tokens);
+        layer
+    }
+
+    /// Bytes of a layer with room for this many tokens.
+    pub(crate) const fn bytes_of(kv_heads: usize, head_dim: usize, tokens: usize) -> u64 {
+        let vectors = kv_heads * (head_dim + head_dim.div_ceil(LANES) * LANES);
+        // A page's counts and the reference to it, in a list that may double as it grows.
+        let page = vectors * size_of::<[f32; LANES]>() + 4 * size_of::<Page>();
+        (tokens.div_ceil(LANES) * page) as u64
+    }
+
     /// Writes rows `k[n, kv_heads * head_dim]` and `v` (the same shape) at `position..`.
     ///
     /// # Panics

@@ -1,6 +1,7 @@
 //! The policy engine: exact forward, backward, sampling and optimiser on the CPU
 
 pub mod adapter;
+mod buffers;
 pub mod config;
 pub mod cpu;
 pub mod decode;

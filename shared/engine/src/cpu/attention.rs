@@ -16,12 +16,16 @@ use super::math::exp;
 use super::simd::{Kernel, LANES, Simd, max_lanes, sum_lanes};
 use super::threads::Threads;
 use super::tiles::{Tile, TileGrid};
+use crate::buffers::sized;
 use crate::kv::LayerCache;
 
 /// Rows of one chunk.
 const ROW_BLOCK: usize = 16;
 /// Multiply-adds below which attention stays on one thread, about 4 µs of work.
 const PARALLEL_MIN: usize = 100_000;
+
+/// Most pairs of (row, head) that share the reading of keys and values.
+const PAIRS_MAX: usize = 6;
 
 /// Sizes of the heads.
 #[derive(Debug, Clone, Copy)]
@@ -113,6 +117,11 @@ thread_local! {
     static SCORES: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
+/// Bytes of the scores that one thread works on, for a sequence of so many positions.
+pub(crate) const fn score_bytes(positions: usize) -> usize {
+    PAIRS_MAX * positions.next_multiple_of(LANES) * size_of::<f32>()
+}
+
 /// Consecutive rows of one sequence.
 #[derive(Clone, Copy)]
 struct Run<'a> {
@@ -140,8 +149,8 @@ impl Kernel for Attend<'_, '_> {
         let mut pair = 0;
         while pair < pairs {
             let left = pairs - pair;
-            pair += if left >= 6 && const { 6 <= S::ACCUMULATORS } {
-                self.pairs::<S, 6>(s, pair)
+            pair += if left >= PAIRS_MAX && const { PAIRS_MAX <= S::ACCUMULATORS } {
+                self.pairs::<S, PAIRS_MAX>(s, pair)
             } else if left >= 4 {
                 self.pairs::<S, 4>(s, pair)
             } else if left >= 3 {
@@ -181,7 +190,7 @@ impl Attend<'_, '_> {
         let base = starts[0] / LANES * LANES;
         let stride = limits[R - 1].next_multiple_of(LANES) - base;
         if self.scores.len() < R * stride {
-            self.scores.resize(R * stride, 0.0);
+            sized(self.scores, R * stride);
         }
         let scores = &mut self.scores[..R * stride];
         let keys = Keys {

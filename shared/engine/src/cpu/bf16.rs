@@ -7,6 +7,7 @@
 use super::simd::{Isa, Kernel, Simd};
 use super::threads::Threads;
 use super::tiles::for_each_mut;
+use crate::buffers::sized;
 use crate::config::Compute;
 
 /// Values from which rounding is worth a second thread, about 4 µs of work.
@@ -115,7 +116,7 @@ pub fn round_rows<'a>(
         return round_here(threads.isa(), x, k, pairs);
     }
     let (rows, width) = (x.len() / k.max(1), k.div_ceil(2));
-    pairs.resize(rows * width, 0);
+    let pairs = sized(pairs, rows * width);
     let some = rows.div_ceil(2 * threads.count()).max(1);
     let (to, from) = (pairs.chunks_mut(some * width), x.chunks(some * k));
     let mut work: Vec<_> = to.zip(from).collect();
@@ -128,7 +129,7 @@ pub fn round_rows<'a>(
 
 /// The same on the calling thread.
 pub(crate) fn round_here<'a>(isa: Isa, x: &[f32], k: usize, pairs: &'a mut Vec<u32>) -> Input<'a> {
-    pairs.resize(x.len() / k.max(1) * k.div_ceil(2), 0);
+    let pairs = sized(pairs, x.len() / k.max(1) * k.div_ceil(2));
     isa.dispatch(Round {
         from: x,
         to: pairs,

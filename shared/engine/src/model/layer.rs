@@ -7,9 +7,10 @@ use std::ops::Range;
 
 use super::layout::AdapterRun;
 use super::lora::Pieces;
-use super::scratch::sized;
 use super::{LayerWeights, Model};
 use crate::adapter::{Site, Target};
+use crate::buffers::{copy, sized};
+use crate::config::{Compute, ModelConfig};
 use crate::cpu::attention::{RowPlace, attention};
 use crate::cpu::bf16::input;
 use crate::cpu::gemm::{Product, Store, gemm_group};
@@ -72,6 +73,17 @@ pub(crate) struct LayerBuffers {
     pub(crate) low: LowRank,
 }
 
+impl LayerBuffers {
+    /// Values per row when a backward pass follows, `low` of them in `x A^T`.
+    pub(crate) fn values_per_row(config: &ModelConfig, low: usize) -> usize {
+        let branches = if config.branch_norms { 2 } else { 0 };
+        (2 + branches) * config.hidden_size
+            + 3 * (config.q_size() + config.kv_size())
+            + 2 * config.intermediate_size
+            + low
+    }
+}
+
 /// What no later step reads.
 #[derive(Debug, Default)]
 pub(crate) struct Work {
@@ -80,6 +92,14 @@ pub(crate) struct Work {
     branch: Vec<f32>,
     /// Rounded inputs of products.
     pairs: Vec<u32>,
+}
+
+impl Work {
+    /// Values per row.
+    pub(crate) fn values_per_row(config: &ModelConfig, compute: Compute) -> usize {
+        let (hidden, wide) = (config.hidden_size, config.intermediate_size);
+        2 * hidden + wide + compute.pairs(hidden.max(wide).max(config.q_size()))
+    }
 }
 
 /// What all layers of one pass have in common.
@@ -263,9 +283,4 @@ impl LayerPass<'_> {
         }
         pieces.run(self.threads, compute);
     }
-}
-
-fn copy(to: &mut Vec<f32>, from: &[f32]) {
-    to.clear();
-    to.extend_from_slice(from);
 }

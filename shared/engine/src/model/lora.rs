@@ -4,9 +4,10 @@
 use std::sync::OnceLock;
 
 use super::layout::AdapterRun;
-use super::scratch::sized;
-use crate::adapter::{Adapter, PerSite, Site};
+use crate::adapter::{Adapter, AdapterTensor, PerSite, Site};
+use crate::buffers::sized;
 use crate::config::Compute;
+use crate::cpu::LANES;
 use crate::cpu::bf16::{Input, input, round_here};
 use crate::cpu::gemm::{Store, gemm, gemm_serial};
 use crate::cpu::pack::PackedWeights;
@@ -46,6 +47,19 @@ impl PackedAdapter {
             scale: adapter.scale(),
             pairs,
         }
+    }
+
+    /// Bytes of an adapter's packed form.
+    pub(crate) fn bytes(adapter: &Adapter, compute: Compute) -> u64 {
+        let packed = |tensor: AdapterTensor<'_>| {
+            let [n, k] = tensor.shape;
+            let depth = match compute {
+                Compute::F32 => k,
+                Compute::Bf16 => k.div_ceil(2),
+            };
+            (n.div_ceil(LANES) * depth * size_of::<[f32; LANES]>()) as u64
+        };
+        adapter.tensors().map(packed).sum()
     }
 
     /// The factor of `B (A x)`.

@@ -23,9 +23,3 @@ impl Scratch {
         Self::default()
     }
 }
-
-/// Makes a buffer exactly `len` long without clearing it.
-pub(super) fn sized(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
-    buffer.resize(len, 0.0);
-    buffer
-}

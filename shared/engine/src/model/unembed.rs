@@ -4,8 +4,8 @@
 use super::Model;
 use super::layout::AdapterRun;
 use super::lora::{Wide, add_wide};
-use super::scratch::sized;
 use crate::adapter::Site;
+use crate::buffers::sized;
 use crate::cpu::bf16::input;
 use crate::cpu::gemm::{Store, gemm};
 use crate::cpu::ops::rms_norm;

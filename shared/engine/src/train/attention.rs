@@ -15,6 +15,7 @@
 use std::ops::Range;
 
 use super::matmul::{Left, Packing, Sizes, Start, matmul};
+use crate::buffers::sized;
 use crate::cpu::attention::Heads;
 use crate::cpu::gemm::{load_part, store_part};
 use crate::cpu::math::exp;
@@ -72,6 +73,15 @@ pub(super) struct Scratch {
     dprobs: Vec<f32>,
 }
 
+impl Scratch {
+    /// Bytes for sequences of at most `positions`.
+    pub(super) fn bytes(dim: usize, positions: usize) -> u64 {
+        let block = positions.min(QUERIES);
+        let values = 5 * positions * dim + 3 * block * dim + 2 * block * positions;
+        (values * size_of::<f32>() + Packing::BYTES) as u64
+    }
+}
+
 /// Adds the derivatives of one sequence: of its own queries, by all keys they see.
 pub(super) fn backward(
     isa: Isa,
@@ -96,8 +106,7 @@ pub(super) fn backward(
         part.gather(&mut scratch.keys, inputs.k, 0..positions);
         part.gather(&mut scratch.values, inputs.v, 0..positions);
         for derivative in [&mut scratch.dkeys, &mut scratch.dvalues] {
-            derivative.clear();
-            derivative.resize(positions * dim, 0.0);
+            sized(derivative, positions * dim).fill(0.0);
         }
         for query_head in key_head * group..(key_head + 1) * group {
             for first in (prefix..positions).step_by(QUERIES) {
@@ -133,10 +142,10 @@ struct HeadPart<'a> {
 impl HeadPart<'_> {
     /// Copies the head's part of some positions.
     fn gather(self, to: &mut Vec<f32>, from: &[f32], positions: Range<usize>) {
-        to.clear();
-        for position in positions {
+        let to = sized(to, positions.len() * self.dim);
+        for (position, to) in positions.zip(to.chunks_exact_mut(self.dim)) {
             let at = self.sequence.row_of(position) * self.stride + self.offset;
-            to.extend_from_slice(&from[at..at + self.dim]);
+            to.copy_from_slice(&from[at..at + self.dim]);
         }
     }
 
@@ -185,7 +194,7 @@ impl Block<'_> {
             (&mut *dprobs, &*douts, &values[of_keys.clone()]),
         ] {
             transpose(transposed, right, dim);
-            products.resize(m * n, 0.0);
+            let products = sized(products, m * n);
             let sizes = Sizes { m, k: dim, n };
             let left = Left::Rows(left);
             matmul(isa, packing, Start::Zero, products, left, transposed, sizes);
@@ -201,7 +210,7 @@ impl Block<'_> {
                 out: &inputs.out[at..at + dim],
             });
         }
-        dqueries.resize(m * dim, 0.0);
+        let dqueries = sized(dqueries, m * dim);
         let (dscores, back) = (Left::Rows(dprobs), &keys[of_keys.clone()]);
         let sizes = Sizes { m, k: n, n: dim };
         matmul(isa, packing, Start::Zero, dqueries, dscores, back, sizes);
@@ -251,7 +260,7 @@ impl Kernel for Row<'_> {
 /// `[dim, rows]` from `[rows, dim]`.
 fn transpose(to: &mut Vec<f32>, from: &[f32], dim: usize) {
     let rows = from.len() / dim;
-    to.resize(from.len(), 0.0);
+    let to = sized(to, from.len());
     for (row, values) in from.chunks_exact(dim).enumerate() {
         for (d, value) in values.iter().enumerate() {
             to[d * rows + row] = *value;

@@ -11,8 +11,11 @@ use super::linear::{self, Linear, Low};
 use super::matmul::Start;
 use super::ops::{gate_mul, rms_norm_add, rms_norm_in_place, unrotate};
 use super::rows::Rows;
+use super::tape::{Forward, Tape};
 use super::weights::Frozen;
 use crate::adapter::{Adapter, Site, Target};
+use crate::buffers::{copy, sized};
+use crate::config::{Compute, ModelConfig};
 use crate::cpu::ops;
 use crate::cpu::threads::Threads;
 use crate::model::{LayerBuffers, LayerWeights, LowRank, Model};
@@ -78,22 +81,38 @@ pub(super) struct Scratch {
     dv: Vec<f32>,
 }
 
+impl Scratch {
+    /// Values per row, but for the attention's: they follow the longest sequence.
+    pub(super) fn values_per_row(config: &ModelConfig, compute: Compute, rank: usize) -> usize {
+        let (hidden, wide) = (config.hidden_size, config.intermediate_size);
+        let norms = if config.branch_norms { 3 } else { 2 };
+        let (q, kv) = (config.q_size(), config.kv_size());
+        norms * hidden
+            + wide
+            + wide.max(q)
+            + (q + 2 * kv)
+            + 2 * rank
+            + compute.pairs(wide.max(hidden).max(q).max(kv))
+    }
+}
+
 /// Adds the gradients of all layers to `grads`, from the derivative `dx` by the last layer's
-/// result. The tape's gate and up become their own derivatives; `dx` ends up meaningless.
+/// result. Gate and up become their own derivatives; `dx` ends up meaningless.
 pub(super) fn backward(
     context: Context<'_>,
-    rows: &Rows,
-    tape: &mut [LayerBuffers],
+    forward: Forward<'_>,
+    tape: &mut Tape,
     dx: &mut [f32],
     grads: &mut [f32],
     scratch: &mut Scratch,
 ) {
-    for (index, tape) in tape.iter_mut().enumerate().rev() {
+    for index in (0..context.model.layers().len()).rev() {
         let layer = Layer {
             context,
             index,
-            rows,
+            rows: forward.rows,
         };
+        let tape = forward.layer(tape, index);
         layer.feed_forward(tape, dx, grads, scratch);
         layer.attention(tape, dx, grads, scratch);
     }
@@ -130,10 +149,8 @@ impl Layer<'_> {
         let LayerBuffers {
             mid, gate, up, low, ..
         } = tape;
-        product.resize(gate.len(), 0.0);
-        dproduct.resize(gate.len(), 0.0);
-        normed.resize(mid.len(), 0.0);
-        dnormed.resize(mid.len(), 0.0);
+        let (product, dproduct) = (sized(product, gate.len()), sized(dproduct, gate.len()));
+        let (normed, dnormed) = (sized(normed, mid.len()), sized(dnormed, mid.len()));
 
         ops::gate_mul(threads, activation, gate, up, product);
         let down = self.linear(Target::Down, product, dy, low);
@@ -141,10 +158,10 @@ impl Layer<'_> {
         gate_mul(threads.isa(), activation, gate, up, dproduct);
 
         ops::rms_norm(threads, mid, weight, eps, normed);
-        let into = Some((dnormed.as_mut_slice(), Start::Zero));
+        let into = Some((&mut *dnormed, Start::Zero));
         self.linear(Target::Gate, normed, gate, low)
             .backward(threads, linear, grads, into);
-        let into = Some((dnormed.as_mut_slice(), Start::Old));
+        let into = Some((&mut *dnormed, Start::Old));
         self.linear(Target::Up, normed, up, low)
             .backward(threads, linear, grads, into);
         rms_norm_add(threads.isa(), dx, dnormed, mid, weight, eps);
@@ -162,7 +179,7 @@ impl Layer<'_> {
         let LayerBuffers {
             x, attended, low, ..
         } = tape;
-        scratch.dinner.resize(attended.len(), 0.0);
+        sized(&mut scratch.dinner, attended.len());
         let branch_norm = self.weights().attn_branch_norm.as_deref();
         let dy = self.branch(branch_norm, &tape.attn_branch, dx, &mut scratch.dbranch);
         let output = self.linear(Target::O, attended, dy, low);
@@ -179,8 +196,7 @@ impl Layer<'_> {
             dv,
             ..
         } = scratch;
-        normed.resize(x.len(), 0.0);
-        dnormed.resize(x.len(), 0.0);
+        let (normed, dnormed) = (sized(normed, x.len()), sized(dnormed, x.len()));
         ops::rms_norm(threads, x, weight, eps, normed);
         let parts = [
             (Target::Q, dq, Start::Zero),
@@ -189,7 +205,7 @@ impl Layer<'_> {
         ];
         for (target, dy, start) in parts {
             // Nothing below the first layer learns.
-            let into = (self.index > 0).then_some((dnormed.as_mut_slice(), start));
+            let into = (self.index > 0).then_some((&mut *dnormed, start));
             self.linear(target, normed, dy, low)
                 .backward(threads, linear, grads, into);
         }
@@ -217,8 +233,7 @@ impl Layer<'_> {
             (&mut *dk, tape.k.len()),
             (&mut *dv, tape.v.len()),
         ] {
-            derivative.clear();
-            derivative.resize(length, 0.0);
+            sized(derivative, length).fill(0.0);
         }
         let heads = model.heads(self.index);
         let inputs = Inputs {
@@ -273,8 +288,7 @@ impl Layer<'_> {
     ) -> &'a [f32] {
         let Some(weight) = norm else { return dx };
         let Context { threads, model, .. } = self.context;
-        dbranch.clear();
-        dbranch.extend_from_slice(dx);
+        copy(dbranch, dx);
         let eps = model.config().rms_norm_eps;
         rms_norm_in_place(threads.isa(), dbranch, branch, weight, eps);
         dbranch

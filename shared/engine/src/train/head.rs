@@ -7,10 +7,12 @@
 use super::backward::Context;
 use super::linear;
 use super::loss::{Loss, LossToken};
-use super::matmul::Start;
+use super::matmul::{Packing, Start};
 use super::ops::{log_softmax, rms_norm_add};
 use super::worker::sequence_gap;
 use crate::adapter::Site;
+use crate::buffers::sized;
+use crate::config::{Compute, ModelConfig};
 use crate::cpu::softmax::{log_softmax_at, max_and_ln_sum};
 use crate::error::EngineError;
 use crate::model::{AdapterRun, UnembedBuffers};
@@ -44,6 +46,28 @@ pub(super) struct Scratch {
     linear: linear::Scratch,
 }
 
+/// Rows of a chunk.
+fn chunk_rows(config: &ModelConfig) -> usize {
+    (CHUNK_VALUES / config.vocab_size).max(CHUNK_ROWS_MIN)
+}
+
+impl Scratch {
+    /// Bytes for a micro-batch with so many loss tokens; `rank` is that of the output matrix's
+    /// adapter, 0 without one.
+    pub(super) fn bytes(
+        config: &ModelConfig,
+        compute: Compute,
+        rank: usize,
+        targets: usize,
+    ) -> u64 {
+        let (hidden, vocab) = (config.hidden_size, config.vocab_size);
+        let low = 3 * rank + compute.pairs(rank);
+        let row = 4 * hidden + vocab + compute.pairs(hidden) + compute.pairs(vocab) + low;
+        let rows = targets.min(chunk_rows(config)) * row * size_of::<f32>();
+        (rows + Packing::BYTES) as u64
+    }
+}
+
 /// Computes the log-probability of every target from the last layer's result `x[T, hidden]`, and
 /// writes the derivative of the loss by `x` to `dx` (0 where nothing is predicted). The gradients
 /// of the output matrix's adapter are added to `grads`.
@@ -57,7 +81,7 @@ pub(super) fn forward_backward(
     scratch: &mut Scratch,
 ) -> Result<(), EngineError> {
     dx.fill(0.0);
-    let rows_max = (CHUNK_VALUES / context.model.config().vocab_size).max(CHUNK_ROWS_MIN);
+    let rows_max = chunk_rows(context.model.config());
     if loss.reads_sequence() {
         for targets in targets.chunks_mut(rows_max) {
             logprobs(context, targets, x, scratch);
@@ -124,15 +148,11 @@ fn logits(context: Context<'_>, targets: &[Target], x: &[f32], scratch: &mut Scr
     let model = context.model;
     let config = model.config();
     let hidden = config.hidden_size;
-    scratch.x.clear();
-    for target in targets {
-        scratch
-            .x
-            .extend_from_slice(&x[target.row * hidden..][..hidden]);
+    let picked = sized(&mut scratch.x, targets.len() * hidden);
+    for (target, to) in targets.iter().zip(picked.chunks_exact_mut(hidden)) {
+        to.copy_from_slice(&x[target.row * hidden..][..hidden]);
     }
-    scratch
-        .logits
-        .resize(targets.len() * config.vocab_size, 0.0);
+    sized(&mut scratch.logits, targets.len() * config.vocab_size);
     let run = AdapterRun {
         rows: 0..targets.len(),
         adapter: context.adapter.packed(model.compute()),
@@ -160,13 +180,12 @@ fn derivative(
         dx: gathered,
         linear,
     } = scratch;
-    dnormed.resize(x.len(), 0.0);
+    let dnormed = sized(dnormed, x.len());
     let UnembedBuffers { normed, wide, .. } = unembed;
     let output = context.linear(Site::LmHead, normed, dlogits, &wide.low);
-    let into = Some((dnormed.as_mut_slice(), Start::Zero));
-    output.backward(context.threads, linear, grads, into);
-    gathered.clear();
-    gathered.resize(x.len(), 0.0);
+    output.backward(context.threads, linear, grads, Some((dnormed, Start::Zero)));
+    let gathered = sized(gathered, x.len());
+    gathered.fill(0.0);
     let config = context.model.config();
     let (isa, eps) = (context.threads.isa(), config.rms_norm_eps);
     rms_norm_add(isa, gathered, dnormed, x, context.model.final_norm(), eps);

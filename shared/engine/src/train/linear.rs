@@ -14,6 +14,7 @@ use super::arena::Place;
 use super::matmul::{Left, Packing, Sizes, Start, matmul};
 use super::ops::scale;
 use crate::adapter::LoraPair;
+use crate::buffers::{copy, sized};
 use crate::config::Compute;
 use crate::cpu::bf16::input;
 use crate::cpu::gemm::{Store, gemm};
@@ -121,7 +122,7 @@ impl Low<'_> {
         let rows = x.len() / inputs;
         debug_assert_eq!(dy.len(), rows * outputs, "x and dy have the same rows");
 
-        g.resize(rows * rank, 0.0);
+        let g = sized(g, rows * rank);
         let sizes = Sizes {
             m: rows,
             k: outputs,
@@ -138,8 +139,7 @@ impl Low<'_> {
         };
         matmul(isa, packing, Start::Old, da, Left::Columns(g), x, sizes);
 
-        scaled.clear();
-        scaled.extend_from_slice(h);
+        copy(scaled, h);
         scale(isa, scaled, factor);
         let db = &mut grads[place.b.clone()];
         let sizes = Sizes {

@@ -13,6 +13,7 @@
 //! Each element of `C` is one chain of fused multiply-adds with `k` ascending, started from 0 or
 //! from what `C` held, so tiles, threads and instruction sets do not change its bits.
 
+use crate::buffers::sized;
 use crate::cpu::gemm::{load_part, store_part};
 use crate::cpu::simd::{Isa, Kernel, LANES, Simd};
 
@@ -63,6 +64,11 @@ pub(super) struct Packing {
     right: Vec<[[f32; LANES]; WIDTH]>,
 }
 
+impl Packing {
+    /// Bytes of the largest blocks.
+    pub(super) const BYTES: usize = (BLOCK_ROWS + PANEL) * DEPTH * size_of::<f32>();
+}
+
 /// Computes the product with the instructions of `isa`.
 pub(super) fn matmul(
     isa: Isa,
@@ -111,8 +117,8 @@ fn pack_left(
     [m0, rows]: [usize; 2],
     [k0, depth]: [usize; 2],
 ) {
-    to.clear();
-    to.resize(rows.div_ceil(ROWS) * depth, [0.0; ROWS]);
+    let to = sized(to, rows.div_ceil(ROWS) * depth);
+    to.fill([0.0; ROWS]);
     for (group, packed) in to.chunks_exact_mut(depth).enumerate() {
         let first = m0 + group * ROWS;
         let count = ROWS.min(m0 + rows - first);
@@ -167,7 +173,7 @@ impl Kernel for Panel<'_> {
         let [_, depth] = at;
         let Packing { left, right } = packing;
         // Columns beyond the matrix are computed and never stored: any number may stand there.
-        right.resize(depth, [[0.0; LANES]; WIDTH]);
+        let right = sized(right, depth);
         pack_right(right, b, n, at, [n0, columns]);
         for (group, packed) in left.chunks_exact(depth).enumerate() {
             let rows = &mut c[group * ROWS * n..];

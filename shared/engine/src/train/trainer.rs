@@ -10,8 +10,9 @@ use std::sync::Arc;
 use super::adamw::AdamParams;
 use super::arena::{Arena, Moments, flatten, norm};
 use super::batch::Datum;
+use super::cut::Cut;
 use super::loss::{Loss, LossMetrics, LossSums};
-use super::packing::{bundles, micro_batches};
+use super::memory::{MEMORY_UNLIMITED, MemoryPlan, Sizes, Wave, plan};
 use super::state;
 use super::weights::Frozen;
 use super::worker::{Shared, Worker, loss_token, sequence_gap};
@@ -71,6 +72,9 @@ pub struct Trainer {
     published: Arc<Adapter>,
     workers: Vec<Worker>,
     micro_batch_rows: usize,
+    sizes: Sizes,
+    memory_budget: u64,
+    plan: Option<MemoryPlan>,
 }
 
 impl Trainer {
@@ -83,6 +87,7 @@ impl Trainer {
         adapter.check_fits(model.config())?;
         adapter.check_finite()?;
         let arena = Arena::of(&adapter);
+        let sizes = Sizes::of(&model, &adapter, threads.count());
         let names = adapter.tensors().map(|t| (t.module_name(), t.shape));
         Ok(Self {
             frozen: Frozen::of(&model),
@@ -92,9 +97,12 @@ impl Trainer {
             moments: Moments::new(flatten(&adapter)),
             published: Arc::new(adapter),
             workers: (0..threads.count()).map(|_| Worker::default()).collect(),
+            sizes,
             model,
             threads,
             micro_batch_rows: MICRO_BATCH_ROWS,
+            memory_budget: MEMORY_UNLIMITED,
+            plan: None,
         })
     }
 
@@ -104,6 +112,24 @@ impl Trainer {
     pub fn with_micro_batch_rows(mut self, rows: usize) -> Self {
         self.micro_batch_rows = rows;
         self
+    }
+
+    /// The same with a bound of what training may use beside the model's weights: adapter,
+    /// optimiser and activations. Where they need more, fewer micro-batches are computed side by
+    /// side and layers are computed twice; no bit of a result depends on it. Without this,
+    /// [`MEMORY_UNLIMITED`].
+    #[must_use]
+    pub fn with_memory_budget(mut self, bytes: u64) -> Self {
+        self.memory_budget = bytes;
+        // What they hold was made under another budget.
+        self.workers.fill_with(Worker::default);
+        self
+    }
+
+    /// How the last batch was computed; `None` before the first one.
+    #[must_use]
+    pub const fn memory_plan(&self) -> Option<MemoryPlan> {
+        self.plan
     }
 
     /// The model.
@@ -134,7 +160,7 @@ impl Trainer {
     ///
     /// # Errors
     ///
-    /// A datum is malformed (nothing changed), or the loss or a gradient is not finite
+    /// A datum is malformed or the memory does not suffice (nothing changed), or the loss or a gradient is not finite
     /// (`LOSS_NONFINITE`: all accumulated gradients are dropped).
     pub fn forward_backward(
         &mut self,
@@ -144,7 +170,14 @@ impl Trainer {
         for datum in data {
             datum.check(self.model.config())?;
         }
-        let computed = self.accumulate(data, loss);
+        let mut cut = Cut::of(self.model.config(), data, self.micro_batch_rows);
+        self.sizes.expect(&cut.demands);
+        cut.waves = plan(&self.sizes, &cut.demands, self.memory_budget)?;
+        // Until the first wave makes room, there is what the last batch left.
+        let held = self.workers.iter().map(|worker| worker.bytes(&self.sizes));
+        let held_bytes = self.sizes.common_bytes(&cut.demands) + held.sum::<u64>();
+        self.plan = MemoryPlan::of(&self.sizes, &cut, self.memory_budget, held_bytes);
+        let computed = self.accumulate(data, loss, &cut);
         if computed.is_err() {
             self.grads.fill(0.0);
         }
@@ -170,44 +203,45 @@ impl Trainer {
         })
     }
 
-    /// Runs all micro-batches; returns the log-probabilities per datum.
-    fn accumulate(&mut self, data: &[Datum], loss: &Loss) -> Result<Vec<Vec<f32>>, EngineError> {
-        let bundles = bundles(data.iter().map(Datum::inputs), self.micro_batch_rows);
-        // First datum of each bundle, and the end.
-        let mut firsts = vec![0];
-        firsts.extend(bundles.iter().scan(0, |sum, bundle| {
-            *sum += bundle.members;
-            Some(*sum)
-        }));
-        let runs = micro_batches(&bundles, self.micro_batch_rows);
-        let shared = Shared {
-            threads: &self.threads,
-            model: &self.model,
-            frozen: &self.frozen,
-            adapter: &self.published,
-            arena: &self.arena,
-            loss,
+    /// Frees the buffers of earlier micro-batches if they would not leave enough for a wave.
+    fn make_room(&mut self, cut: &Cut, wave: &Wave) {
+        let demands = &cut.demands[wave.micro_batches.clone()];
+        let common = self.sizes.common_bytes(&cut.demands);
+        let bytes = |workers: &[Worker]| {
+            let workers = workers.iter().enumerate().map(|(i, worker)| {
+                demands.get(i).map_or_else(
+                    || worker.bytes(&self.sizes),
+                    |demand| {
+                        let demand = worker.demand_with(*demand);
+                        self.sizes.worker_bytes(demand, wave.layers_kept)
+                    },
+                )
+            });
+            common + workers.sum::<u64>()
         };
+        let mut needed = bytes(&self.workers);
+        if needed > self.memory_budget {
+            self.workers.fill_with(Worker::default);
+            needed = bytes(&self.workers);
+        }
+        debug_assert!(needed <= self.memory_budget, "the plan keeps the budget");
+        if let Some(plan) = &mut self.plan {
+            plan.bytes = plan.bytes.max(needed);
+        }
+    }
+
+    /// Runs all micro-batches; returns the log-probabilities per datum.
+    fn accumulate(
+        &mut self,
+        data: &[Datum],
+        loss: &Loss,
+        cut: &Cut,
+    ) -> Result<Vec<Vec<f32>>, EngineError> {
         let mut logprobs = Vec::with_capacity(data.len());
-        let count = self.workers.len();
-        let (waves, rest) = runs.split_at(runs.len() / count * count);
-        // Whole waves give each thread a micro-batch; what is left is shared by all threads, one
-        // micro-batch after the other.
-        for wave in waves.chunks(count).chain(rest.chunks(1)) {
-            let workers = &mut self.workers[..wave.len()];
-            let parallel = workers.len() > 1;
-            let mut work: Vec<_> = workers.iter_mut().zip(wave).map(|w| (w, Ok(()))).collect();
-            for_each_mut(
-                &self.threads,
-                parallel,
-                &mut work,
-                |_, ((worker, run), result)| {
-                    let data = &data[firsts[run.start]..firsts[run.end]];
-                    *result = worker.run(shared, &bundles[(*run).clone()], data);
-                },
-            );
-            for ((worker, _), result) in work {
-                result?;
+        for wave in &cut.waves {
+            self.make_room(cut, wave);
+            self.run(data, loss, cut, wave)?;
+            for worker in &mut self.workers[..wave.micro_batches.len()] {
                 logprobs.append(&mut worker.logprobs);
                 for (sum, grad) in self.grads.iter_mut().zip(&worker.grads) {
                     *sum += grad;
@@ -220,6 +254,39 @@ impl Trainer {
             let what = "the gradient".to_owned();
             Err(EngineError::LossNonfinite { what })
         }
+    }
+
+    /// Runs the micro-batches of a wave: each on a thread, or a single one on all of them.
+    fn run(
+        &mut self,
+        data: &[Datum],
+        loss: &Loss,
+        cut: &Cut,
+        wave: &Wave,
+    ) -> Result<(), EngineError> {
+        let shared = Shared {
+            threads: &self.threads,
+            model: &self.model,
+            frozen: &self.frozen,
+            adapter: &self.published,
+            arena: &self.arena,
+            loss,
+        };
+        let workers = &mut self.workers[..wave.micro_batches.len()];
+        let parallel = workers.len() > 1;
+        let work = workers.iter_mut().zip(wave.micro_batches.clone());
+        let mut work: Vec<_> = work.map(|(worker, i)| (worker, i, Ok(()))).collect();
+        for_each_mut(
+            &self.threads,
+            parallel,
+            &mut work,
+            |_, (worker, i, result)| {
+                let (bundles, data) = cut.micro_batch(*i, data);
+                let allowed = (cut.demands[*i], wave.layers_kept);
+                *result = worker.run(shared, bundles, data, allowed);
+            },
+        );
+        work.into_iter().try_for_each(|(_, _, result)| result)
     }
 
     /// Updates the masters with the accumulated gradients, publishes the result and clears the

@@ -5,11 +5,13 @@ use super::backward::{self, Context};
 use super::batch::Datum;
 use super::head;
 use super::loss::{Loss, LossToken};
+use super::memory::{Demand, Sizes};
 use super::packing::Bundle;
 use super::rows::Rows;
 use super::tape::{Forward, Tape};
 use super::weights::Frozen;
 use crate::adapter::Adapter;
+use crate::buffers::sized;
 use crate::cpu::threads::Threads;
 use crate::error::EngineError;
 use crate::model::Model;
@@ -36,16 +38,34 @@ pub(super) struct Worker {
     dx: Vec<f32>,
     head: head::Scratch,
     backward: backward::Scratch,
+    /// What the buffers have grown to.
+    held: Demand,
 }
 
 impl Worker {
-    /// Computes log-probabilities and gradients of `data`, which are the members of `bundles`.
+    /// What the buffers grow to with a further micro-batch.
+    pub(super) fn demand_with(&self, demand: Demand) -> Demand {
+        self.held.union(demand)
+    }
+
+    /// What the buffers hold; nothing before the first micro-batch.
+    pub(super) fn bytes(&self, sizes: &Sizes) -> u64 {
+        if self.held == Demand::default() {
+            return 0;
+        }
+        sizes.worker_bytes(self.held, self.tape.layers_kept().max(1))
+    }
+
+    /// Computes log-probabilities and gradients of `data`, which are the members of `bundles` and
+    /// need `demand`.
     pub(super) fn run(
         &mut self,
         shared: Shared<'_>,
         bundles: &[Bundle],
         data: &[Datum],
+        (demand, layers_kept): (Demand, usize),
     ) -> Result<(), EngineError> {
+        self.held = self.held.union(demand);
         let Shared {
             threads,
             model,
@@ -55,8 +75,7 @@ impl Worker {
             loss,
         } = shared;
         let rows = Rows::of(bundles, data.iter().map(Datum::inputs));
-        self.grads.clear();
-        self.grads.resize(arena.len(), 0.0);
+        sized(&mut self.grads, arena.len()).fill(0.0);
         let mut targets = targets(data, &rows);
         self.logprobs = data.iter().map(|datum| vec![0.0; datum.rows()]).collect();
         if targets.is_empty() {
@@ -70,7 +89,7 @@ impl Worker {
             adapter,
             rows: &rows,
         };
-        forward.record(tape);
+        forward.record(tape, layers_kept);
 
         let context = Context {
             threads,
@@ -79,19 +98,12 @@ impl Worker {
             adapter,
             arena,
         };
-        self.dx.resize(tape.x.len(), 0.0);
-        let dx = &mut self.dx;
+        let dx = sized(&mut self.dx, tape.x.len());
         let (grads, head) = (&mut self.grads, &mut self.head);
         head::forward_backward(context, loss, &mut targets, &tape.x, dx, grads, head)?;
         let scratch = &mut self.backward;
-        backward::backward(
-            context,
-            &rows,
-            &mut tape.layers,
-            dx,
-            &mut self.grads,
-            scratch,
-        );
+        backward::backward(context, forward, tape, dx, &mut self.grads, scratch);
+        tape.finish();
 
         let mut targets = targets.iter();
         for (logprobs, datum) in self.logprobs.iter_mut().zip(data) {

@@ -286,3 +286,25 @@ impl Shape {
         Model::load_as(dir.path(), compute).expect("a valid checkpoint")
     }
 }
+
+/// The bytes of an adapter with other values.
+pub fn with_values(bytes: &[u8], mut value: impl FnMut(f32) -> f32) -> Vec<u8> {
+    let file = SafetensorsFile::from_bytes("adapter", bytes.to_vec()).expect("its own format");
+    let names: Vec<String> = file.names().map(str::to_owned).collect();
+    let tensors: Vec<(String, Vec<usize>, Vec<f32>)> = (names.into_iter())
+        .map(|name| {
+            let tensor = file.tensor(&name).expect("it is named");
+            let values = tensor.to_f32().into_iter().map(&mut value).collect();
+            (name, tensor.shape().to_vec(), values)
+        })
+        .collect();
+    let tensors: Vec<TensorData<'_>> = (tensors.iter())
+        .map(|(name, shape, data)| TensorData {
+            name: name.clone(),
+            shape: shape.clone(),
+            dtype: Dtype::F32,
+            data,
+        })
+        .collect();
+    serialize(&tensors, file.metadata()).expect("shapes are those of the data")
+}
