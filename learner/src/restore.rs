@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use volley_engine::adapter::{Adapter, LoraConfig, Target};
 use volley_engine::config::Compute;
-use volley_engine::train::{AdamParams, Estimator, Loss, Trainer};
+use volley_engine::train::{AdamParams, Estimator, Loss, MEMORY_UNLIMITED, Trainer};
 use volley_learner_core::{Config, Restored as CoreState, Schedule};
 use volley_protocol::adapter::{AdapterEntry, AdapterVersion};
 use volley_protocol::fault::{ErrorCode, Fault};
@@ -18,6 +18,7 @@ use volley_protocol::job::{
 };
 use volley_protocol::run::RunInfo;
 use volley_protocol::{Digest, RangeSet, Trajectory};
+use volley_runtime::memory::available_bytes;
 use volley_runtime::recipe::{self, Advantage, LoraTarget, LossName, Recipe};
 use volley_runtime::run_dir::RunDir;
 
@@ -83,7 +84,8 @@ pub(crate) fn restore(
         initial,
         threads(recipe.learner.threads as usize),
     )
-    .map_err(|error| Fault::from(&error))?;
+    .map_err(|error| Fault::from(&error))?
+    .with_memory_budget(memory_budget(recipe.train.memory_mb, available_bytes()));
     let mut thread = TrainerThread {
         trainer,
         settings: settings(&recipe),
@@ -326,6 +328,16 @@ fn job(recipe: &Recipe, run: RunId) -> JobSpec {
     }
 }
 
+/// Bytes that a step may use: what the recipe allows, or half of what is available. The other half
+/// is for workers on the same machine, which load the model too.
+fn memory_budget(memory_mb: Option<u64>, available_bytes: Option<u64>) -> u64 {
+    match (memory_mb, available_bytes) {
+        (Some(memory_mb), _) => memory_mb.saturating_mul(1 << 20),
+        (None, Some(available)) => available / 2,
+        (None, None) => MEMORY_UNLIMITED,
+    }
+}
+
 /// The number format that a recipe asks for.
 pub(crate) const fn compute(recipe: &Recipe) -> Compute {
     match recipe.compute {
@@ -399,5 +411,17 @@ fn settings(recipe: &Recipe) -> StepSettings {
             grad_clip_norm: train.grad_clip,
         },
         numerics: compute(recipe).numerics_class().to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_recipe_decides_about_memory_then_the_machine() {
+        assert_eq!(memory_budget(Some(3), Some(10)), 3 << 20);
+        assert_eq!(memory_budget(None, Some(10)), 5);
+        assert_eq!(memory_budget(None, None), MEMORY_UNLIMITED);
     }
 }

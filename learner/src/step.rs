@@ -10,7 +10,8 @@ use std::time::Instant;
 use volley_engine::adapter::Adapter;
 use volley_engine::score::score_all;
 use volley_engine::train::{
-    AdamParams, Datum, Estimator, Loss, StepOutput, Trainer, group_advantages,
+    AdamParams, Datum, Estimator, Loss, MEMORY_UNLIMITED, MemoryPlan, StepOutput, Trainer,
+    group_advantages,
 };
 use volley_protocol::fault::{ErrorCode, Fault};
 use volley_protocol::run::StepReport;
@@ -60,8 +61,13 @@ pub(crate) fn make(
         None
     } else {
         let (data, loss) = data(settings, &chosen, &reference);
+        let first = trainer.memory_plan().is_none();
         let output = trainer.forward_backward(&data, &loss);
-        Some(output.map_err(|error| Fault::from(&error))?)
+        let output = output.map_err(|error| Fault::from(&error))?;
+        if let (true, Some(plan)) = (first, trainer.memory_plan()) {
+            tell(&plan);
+        }
+        Some(output)
     };
     if let Some(output) = &forward {
         check_mismatch(settings, parent, &played, output, &mut report)?;
@@ -88,6 +94,25 @@ pub(crate) fn make(
         digest,
         report,
     })
+}
+
+/// Says how the first batch of a process was computed.
+fn tell(plan: &MemoryPlan) {
+    let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+    let budget_mib = match plan.budget_bytes {
+        MEMORY_UNLIMITED => "none".to_owned(),
+        bytes => mib(bytes).to_string(),
+    };
+    tracing::info!(
+        predicted_mib = mib(plan.bytes),
+        budget_mib,
+        micro_batches = plan.micro_batches,
+        side_by_side = plan.side_by_side,
+        rows = plan.rows,
+        layers_kept = plan.layers_kept,
+        layers_computed_twice = plan.layers - plan.layers_kept,
+        "memory of a training step"
+    );
 }
 
 /// Figures of the batch that need no model.

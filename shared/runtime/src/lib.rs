@@ -13,6 +13,7 @@
 //! | [`cluster_file`] | where a cluster on this machine is |
 //! | [`vital`] | threads whose panic ends the process |
 //! | [`mailbox`] | the way to a driver that does not exist yet |
+//! | [`memory`] | what the system would still give |
 //! | [`lock`] | one process per data directory |
 //! | [`files`] | files that are there whole or not at all |
 //! | [`telemetry`] | log lines, and text from elsewhere made safe to show |
@@ -30,6 +31,7 @@ pub mod files;
 pub mod greeting;
 pub mod lock;
 pub mod mailbox;
+pub mod memory;
 pub mod process;
 pub mod recipe;
 pub mod report;

@@ -30,6 +30,7 @@ impl Default for Train {
             checkpoint_every: 20,
             retain_versions: 4,
             lr_schedule: LearningRateSchedule::default(),
+            memory_mb: None,
         }
     }
 }

@@ -109,6 +109,11 @@ pub struct Train {
     pub retain_versions: u32,
     /// How the learning rate changes over the run. Default `constant`.
     pub lr_schedule: LearningRateSchedule,
+    /// MiB that a step may use beside the model's weights: adapter, optimiser, activations. Where
+    /// they need more, the learner computes layers twice and less at once; no result depends on
+    /// it. Default: half of what the machine, or the cgroup, has left when the learner starts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_mb: Option<u64>,
 }
 
 /// Shape of the adapter.

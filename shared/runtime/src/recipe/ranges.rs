@@ -21,13 +21,16 @@ const _: () = assert!((RETAIN_VERSIONS_MAX as usize) < REGISTER_VERSIONS_MAX);
 /// Steps of a run; bounds arithmetic, not ambition.
 const STEPS_MAX: u64 = 1_000_000;
 
+/// A pebibyte: so much that bytes still fit 64 bits.
+const MEMORY_MB_MAX: u64 = 1 << 30;
+
 /// A key and what is wrong with its value.
 type Violation = (&'static str, String);
 
 /// The first value that is not allowed, in the order of the file.
 pub(super) fn first_violation(recipe: &Recipe) -> Option<Violation> {
     let checks = [
-        names, batches, loss, optimiser, adapter, sampling, processes, evaluation,
+        names, batches, loss, optimiser, resources, adapter, sampling, processes, evaluation,
     ];
     checks.iter().find_map(|check| check(recipe).err())
 }
@@ -162,6 +165,14 @@ fn optimiser(recipe: &Recipe) -> Result<(), Violation> {
     below("train.beta2", train.beta2, 0.0, 1.0)?;
     above("train.eps", train.eps, 0.0, 1.0)?;
     within("train.weight_decay", train.weight_decay, 0.0..=10.0)
+}
+
+/// How a step is computed; what it computes does not depend on it.
+fn resources(recipe: &Recipe) -> Result<(), Violation> {
+    match recipe.train.memory_mb {
+        Some(memory_mb) => within("train.memory_mb", memory_mb, 1..=MEMORY_MB_MAX),
+        None => Ok(()),
+    }
 }
 
 fn adapter(recipe: &Recipe) -> Result<(), Violation> {

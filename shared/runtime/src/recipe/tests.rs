@@ -67,7 +67,7 @@ fn recipes_of_the_examples_are_valid() {
 fn what_is_written_is_read_back() {
     let text = format!(
         "{SMALL}[environment_options]\nlevel = \"3\"\n[train]\nloss = \"ppo\"\nclip_high = 1.3\n\
-         advantage = \"leave_one_out\"\nschedule = \"async\"\nlr_schedule = \"linear\"\n\
+         advantage = \"leave_one_out\"\nmemory_mb = 300\nschedule = \"async\"\nlr_schedule = \"linear\"\n\
          [lora]\nrank = 256\ntargets = [\"q\", \"v\", \"lm_head\"]\n[sampling]\ntemperature = 0.8"
     );
     let recipe = loaded(&text).expect("valid");
@@ -102,6 +102,10 @@ fn every_bad_value_of_training_is_told_with_place_and_range() {
         (
             "[train]\nbeta2 = 1.0",
             ":5:9: `train.beta2` is 1; allowed is 0 to less than 1",
+        ),
+        (
+            "[train]\nmemory_mb = 0",
+            ":5:13: `train.memory_mb` is 0; allowed is 1 to 1073741824",
         ),
         (
             "[train]\nclip_low = 0.5",

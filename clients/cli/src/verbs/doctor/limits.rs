@@ -1,6 +1,7 @@
 //! What the system allows this process to have.
 
 use rustix::process::{Resource, getrlimit};
+use volley_runtime::memory::available_of;
 
 use super::{Finding, kernel_file};
 use crate::text;
@@ -36,14 +37,6 @@ pub(super) fn memory() -> Finding {
     Finding::ok(NAME, value)
 }
 
-fn available_of(meminfo: &str) -> Option<u64> {
-    let line = meminfo
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib * 1024)
-}
-
 pub(super) fn descriptors() -> Finding {
     const NAME: &str = "open files";
     let limit = getrlimit(Resource::Nofile);
@@ -62,16 +55,4 @@ pub(super) fn descriptors() -> Finding {
         format!("at most {current}: enough for a small cluster"),
         fix,
     )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn meminfo_is_read() {
-        let text = "MemTotal:  100 kB\nMemAvailable:     64 kB\n";
-        assert_eq!(available_of(text), Some(65_536));
-        assert_eq!(available_of("MemTotal: 1 kB"), None);
-    }
 }

@@ -45,6 +45,9 @@ pub(crate) struct BenchArgs {
     /// Tokens decoded per sequence.
     #[arg(long, value_name = "N", default_value_t = 32)]
     pub(super) new: usize,
+    /// Memory for the training step beside the weights, MiB. Default: no bound.
+    #[arg(long, value_name = "N")]
+    pub(super) memory_mb: Option<u64>,
     /// Measurements of each part, of which the fastest counts.
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub(super) repeat: usize,

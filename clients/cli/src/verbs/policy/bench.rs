@@ -195,6 +195,9 @@ impl Bench<'_> {
         };
         let data: Vec<Datum> = (0..batch).map(datum).collect();
         let mut trainer = self.trainer()?;
+        if let Some(memory_mb) = self.args.memory_mb {
+            trainer = trainer.with_memory_budget(memory_mb.saturating_mul(1 << 20));
+        }
         let params = AdamParams {
             grad_clip_norm: 1.0,
             ..AdamParams::default()
@@ -215,6 +218,14 @@ impl Bench<'_> {
         line["batch"] = batch.into();
         line["length"] = length.into();
         line["lora_parameters"] = trainer.published().num_values().into();
+        if let Some(plan) = trainer.memory_plan() {
+            line["memory"] = json!({
+                "budget_mib": self.args.memory_mb, "predicted_mib": plan.bytes.div_ceil(1 << 20),
+                "layers": plan.layers, "layers_kept": plan.layers_kept,
+                "side_by_side": plan.side_by_side, "micro_batches": plan.micro_batches,
+                "rows": plan.rows,
+            });
+        }
         line["max_rss_gib"] = round(max_rss_bytes() / (1u64 << 30) as f64).into();
         Ok(line)
     }
