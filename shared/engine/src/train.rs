@@ -9,6 +9,7 @@ mod batch;
 mod cut;
 #[cfg(test)]
 mod differences;
+mod gradients;
 mod head;
 mod linear;
 mod loss;

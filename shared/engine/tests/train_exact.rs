@@ -228,6 +228,30 @@ fn threads_change_no_bit_of_gradients_and_steps() {
 }
 
 #[test]
+fn gradients_begin_at_zero_after_a_step() {
+    let params = AdamParams::default();
+    let mut used = trainer(2);
+    let data = rollouts(&used, 6);
+    used.forward_backward(&data, &LOSS).expect("it is finite");
+    assert!(all_grads(&used).iter().any(|grad| *grad != 0.0));
+    used.optim_step(&params).expect("the settings are valid");
+    assert!(all_grads(&used).iter().all(|grad| grad.to_bits() == 0));
+
+    // A step without gradients is one with zeros, and a batch after a step is a first batch.
+    let mut restored = trainer(2);
+    restored.restore_state(&used.save_state()).expect("it fits");
+    for trainer in [&mut used, &mut restored] {
+        let step = trainer.optim_step(&params).expect("the settings are valid");
+        assert_eq!(step.grad_norm, 0.0);
+        trainer
+            .forward_backward(&data, &LOSS)
+            .expect("it is finite");
+    }
+    assert_eq!(all_grads(&used), all_grads(&restored));
+    assert_eq!(used.save_state(), restored.save_state());
+}
+
+#[test]
 fn a_restored_state_goes_on_to_the_bit() {
     let params = AdamParams {
         lr: 1e-3,

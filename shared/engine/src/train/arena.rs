@@ -2,13 +2,13 @@
 
 use std::ops::Range;
 
-use super::adamw::{AdamParams, BLOCK, Block, StepScalars, sum_of_squares};
+use super::adamw::{AdamParams, BLOCK, Block, StepScalars};
 use crate::adapter::{Adapter, PerSite, Site};
 use crate::cpu::threads::Threads;
 use crate::cpu::tiles::for_each_mut;
 
 /// Values per thread below which the pass stays on one thread, about 20 µs of work.
-const PARALLEL_MIN: usize = 32 * 1024;
+pub(super) const PARALLEL_MIN: usize = 32 * 1024;
 
 /// The two factors of one adapted site in the arena.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,13 +82,12 @@ impl Moments {
     }
 
     /// One step with a gradient that is scaled by `clip_coef`, written to `published` as well.
-    /// The gradient is cleared.
     pub(super) fn apply(
         &mut self,
         threads: &Threads,
         params: &AdamParams,
         clip_coef: f64,
-        grads: &mut [f32],
+        grads: &[f32],
         published: &mut Adapter,
     ) {
         debug_assert_eq!(grads.len(), self.master.len(), "one gradient per value");
@@ -107,7 +106,7 @@ impl Moments {
                 let (master, master_rest) = rest.0.split_at_mut(copy.len());
                 let (exp_avg, exp_avg_rest) = rest.1.split_at_mut(copy.len());
                 let (exp_avg_sq, exp_avg_sq_rest) = rest.2.split_at_mut(copy.len());
-                let (grad, grad_rest) = rest.3.split_at_mut(copy.len());
+                let (grad, grad_rest) = rest.3.split_at(copy.len());
                 rest = (master_rest, exp_avg_rest, exp_avg_sq_rest, grad_rest);
                 blocks.push(Block {
                     master,
@@ -123,15 +122,4 @@ impl Moments {
             block.update(isa, &scalars);
         });
     }
-}
-
-/// Euclidean norm of all values: blocks are summed side by side, then in their order.
-pub(super) fn norm(threads: &Threads, values: &[f32]) -> f64 {
-    let mut sums = vec![0.0_f64; values.len().div_ceil(BLOCK)];
-    let (isa, parallel) = (threads.isa(), values.len() >= PARALLEL_MIN);
-    for_each_mut(threads, parallel, &mut sums, |index, sum| {
-        let end = values.len().min((index + 1) * BLOCK);
-        *sum = sum_of_squares(isa, &values[index * BLOCK..end]);
-    });
-    sums.iter().sum::<f64>().sqrt()
 }

@@ -8,9 +8,10 @@
 use std::sync::Arc;
 
 use super::adamw::AdamParams;
-use super::arena::{Arena, Moments, flatten, norm};
+use super::arena::{Arena, Moments, flatten};
 use super::batch::Datum;
 use super::cut::Cut;
+use super::gradients::Gradients;
 use super::loss::{Loss, LossMetrics, LossSums};
 use super::memory::{MEMORY_UNLIMITED, MemoryPlan, Sizes, Wave, plan};
 use super::state;
@@ -68,7 +69,7 @@ pub struct Trainer {
     arena: Arena,
     names: Vec<(String, [usize; 2])>,
     moments: Moments,
-    grads: Vec<f32>,
+    grads: Gradients,
     published: Arc<Adapter>,
     workers: Vec<Worker>,
     micro_batch_rows: usize,
@@ -93,7 +94,7 @@ impl Trainer {
             frozen: Frozen::of(&model),
             arena,
             names: names.collect(),
-            grads: vec![0.0; adapter.num_values()],
+            grads: Gradients::new(adapter.num_values()),
             moments: Moments::new(flatten(&adapter)),
             published: Arc::new(adapter),
             workers: (0..threads.count()).map(|_| Worker::default()).collect(),
@@ -179,7 +180,7 @@ impl Trainer {
         self.plan = MemoryPlan::of(&self.sizes, &cut, self.memory_budget, held_bytes);
         let computed = self.accumulate(data, loss, &cut);
         if computed.is_err() {
-            self.grads.fill(0.0);
+            self.grads.clear();
         }
         let logprobs = computed?;
         let mut sums = LossSums::default();
@@ -238,17 +239,18 @@ impl Trainer {
         cut: &Cut,
     ) -> Result<Vec<Vec<f32>>, EngineError> {
         let mut logprobs = Vec::with_capacity(data.len());
-        for wave in &cut.waves {
+        for (index, wave) in cut.waves.iter().enumerate() {
             self.make_room(cut, wave);
             self.run(data, loss, cut, wave)?;
-            for worker in &mut self.workers[..wave.micro_batches.len()] {
+            let workers = &mut self.workers[..wave.micro_batches.len()];
+            for worker in &mut *workers {
                 logprobs.append(&mut worker.logprobs);
-                for (sum, grad) in self.grads.iter_mut().zip(&worker.grads) {
-                    *sum += grad;
-                }
             }
+            let parts: Vec<&[f32]> = workers.iter().map(|w| w.grads.as_slice()).collect();
+            let last = index + 1 == cut.waves.len();
+            self.grads.add(&self.threads, &parts, last);
         }
-        if norm(&self.threads, &self.grads).is_finite() {
+        if self.grads.norm().is_finite() {
             Ok(logprobs)
         } else {
             let what = "the gradient".to_owned();
@@ -297,13 +299,14 @@ impl Trainer {
     /// A setting makes no sense; nothing changed.
     pub fn optim_step(&mut self, params: &AdamParams) -> Result<OptimOutput, EngineError> {
         params.check()?;
-        let grad_norm = norm(&self.threads, &self.grads);
+        let grad_norm = self.grads.norm();
         let clip_coef = params.clip_coef(grad_norm);
         // Nobody else holds the old copy in a loop without samplers: it is then written in place.
         let published = Arc::make_mut(&mut self.published);
-        let (threads, grads) = (&self.threads, &mut self.grads);
+        let (threads, grads) = (&self.threads, self.grads.values());
         self.moments
             .apply(threads, params, clip_coef, grads, published);
+        self.grads.clear();
         Ok(OptimOutput {
             grad_norm,
             clip_coef,
@@ -311,17 +314,14 @@ impl Trainer {
         })
     }
 
-    /// The accumulated gradients, in the adapter's order of tensors.
+    /// The accumulated gradients, in the adapter's order of tensors; zeros after a step.
     pub fn grads(&self) -> impl Iterator<Item = NamedGrad<'_>> {
-        let mut rest = self.grads.as_slice();
-        self.names.iter().map(move |(name, shape)| {
-            let (values, after) = rest.split_at(shape[0] * shape[1]);
-            rest = after;
-            NamedGrad {
-                name,
-                shape: *shape,
-                values,
-            }
+        let lengths = self.names.iter().map(|(_, shape)| shape[0] * shape[1]);
+        let named = self.names.iter().zip(self.grads.slices(lengths));
+        named.map(|((name, shape), values)| NamedGrad {
+            name,
+            shape: *shape,
+            values,
         })
     }
 
@@ -340,7 +340,7 @@ impl Trainer {
     /// The bytes are damaged or belong to an adapter of other settings; nothing changed.
     pub fn restore_state(&mut self, bytes: &[u8]) -> Result<(), EngineError> {
         self.moments = state::restore(bytes, &self.published)?;
-        self.grads.fill(0.0);
+        self.grads.clear();
         let mut rest = self.moments.master.as_slice();
         for tensor in Arc::make_mut(&mut self.published).values_mut() {
             let (values, after) = rest.split_at(tensor.len());

@@ -31,6 +31,9 @@ const RANK: usize = 16;
 /// Sequences and tokens of the training step.
 const TRAIN: [usize; 2] = [8, 256];
 
+/// Tokens behind the gradient of an optimiser's step; how many does not matter to the step.
+const ADAMW_TOKENS: usize = 8;
+
 const ALL: [Part; 11] = [
     Part::Decode1,
     Part::Decode8,
@@ -187,13 +190,7 @@ impl Bench<'_> {
 
     fn train(&mut self) -> Result<Value, Fault> {
         let [batch, length] = TRAIN;
-        let datum = |i: usize| Datum {
-            tokens: self.tokens(length + 1, i),
-            sampled_logprobs: vec![0.0; length],
-            advantages: vec![0.0; length],
-            weights: vec![1.0; length],
-        };
-        let data: Vec<Datum> = (0..batch).map(datum).collect();
+        let data: Vec<Datum> = (0..batch).map(|i| self.datum(length, i)).collect();
         let mut trainer = self.trainer()?;
         if let Some(memory_mb) = self.args.memory_mb {
             trainer = trainer.with_memory_budget(memory_mb.saturating_mul(1 << 20));
@@ -236,14 +233,19 @@ impl Bench<'_> {
             grad_clip_norm: 1.0,
             ..AdamParams::default()
         };
-        let mut step = || {
-            trainer
-                .optim_step(&params)
-                .map(|_| ())
-                .map_err(|error| engine(&error))
-        };
-        step()?;
-        let times = self.fastest(step)?;
+        // Each step uses up a gradient, which a short sequence makes.
+        let data = [self.datum(ADAMW_TOKENS, 0)];
+        let mut best: Option<Times> = None;
+        for _ in 0..=self.args.repeat.max(1) {
+            let output = trainer.forward_backward(&data, &Loss::CrossEntropy);
+            output.map_err(|error| engine(&error))?;
+            let times = timed(|| {
+                let step = trainer.optim_step(&params);
+                step.map(|_| ()).map_err(|error| engine(&error))
+            })?;
+            best = Some(times.or_faster(best));
+        }
+        let times = best.unwrap_or(Times::NONE);
         let mut line = json!({
             "wall_ms": round(times.wall_s * 1e3), "cpu_ms": round(times.cpu_s * 1e3),
         });
@@ -260,6 +262,15 @@ impl Bench<'_> {
     fn adapter(&self, seed: u64) -> Result<Adapter, Fault> {
         let config = LoraConfig::all_linear(RANK, 2.0 * RANK as f32);
         Adapter::init(self.model.config(), &config, seed).map_err(|error| engine(&error))
+    }
+
+    fn datum(&self, length: usize, sequence: usize) -> Datum {
+        Datum {
+            tokens: self.tokens(length + 1, sequence),
+            sampled_logprobs: vec![0.0; length],
+            advantages: vec![0.0; length],
+            weights: vec![1.0; length],
+        }
     }
 
     fn tokens(&self, length: usize, sequence: usize) -> Vec<u32> {
@@ -289,21 +300,33 @@ impl Bench<'_> {
     fn fastest(&self, mut work: impl FnMut() -> Result<(), Fault>) -> Result<Times, Fault> {
         let mut best: Option<Times> = None;
         for _ in 0..self.args.repeat.max(1) {
-            let (wall, cpu) = (Instant::now(), cpu_s());
-            work()?;
-            let times = Times {
-                wall_s: wall.elapsed().as_secs_f64(),
-                cpu_s: cpu_s() - cpu,
-            };
-            if best.is_none_or(|best| times.wall_s < best.wall_s) {
-                best = Some(times);
-            }
+            best = Some(timed(&mut work)?.or_faster(best));
         }
-        Ok(best.unwrap_or(Times {
-            wall_s: f64::NAN,
-            cpu_s: f64::NAN,
-        }))
+        Ok(best.unwrap_or(Times::NONE))
     }
+}
+
+impl Times {
+    /// Of nothing.
+    const NONE: Self = Self {
+        wall_s: f64::NAN,
+        cpu_s: f64::NAN,
+    };
+
+    fn or_faster(self, other: Option<Self>) -> Self {
+        other
+            .filter(|other| other.wall_s < self.wall_s)
+            .unwrap_or(self)
+    }
+}
+
+fn timed(mut work: impl FnMut() -> Result<(), Fault>) -> Result<Times, Fault> {
+    let (wall, cpu) = (Instant::now(), cpu_s());
+    work()?;
+    Ok(Times {
+        wall_s: wall.elapsed().as_secs_f64(),
+        cpu_s: cpu_s() - cpu,
+    })
 }
 
 /// The shapes of the peers' harnesses, or a folder's.
