@@ -12,6 +12,7 @@ mod coordinator_link;
 mod driver;
 mod intake;
 mod records;
+mod reference;
 mod restore;
 mod sink;
 mod step;
@@ -39,6 +40,8 @@ use volley_runtime::lock::DirLock;
 use volley_runtime::mailbox::Mailbox;
 use volley_runtime::recipe::Recipe;
 use volley_runtime::run_dir::RunDir;
+
+pub use crate::reference::load_reference;
 
 use crate::driver::{Driver, DriverArguments, DriverMessage};
 use crate::intake::Intake;

@@ -24,6 +24,7 @@ use volley_runtime::run_dir::RunDir;
 
 use crate::driver::arrival;
 use crate::records::{Records, StepRecord};
+use crate::reference::Reference;
 use crate::sink::Limits;
 use crate::step::{self, PlayedGroup, StepSettings};
 use crate::trainer::TrainerThread;
@@ -91,6 +92,7 @@ pub(crate) fn restore(
         settings: settings(&recipe),
         train: recipe.train.clone(),
         versions: Versions::open(&directory.adapters(), &known(&steps, &root, run)?)?,
+        reference: Reference::open(&directory.reference(), &recipe, model.config(), &steps)?,
         transcripts: directory.transcripts(),
         base_model: recipe.model.display().to_string(),
         trained_ms_before: steps
@@ -179,10 +181,12 @@ fn replay(
         });
     }
     thread.settings.adam.lr = thread.train.learning_rate_at(record.step);
-    let stepped = step::make(&mut thread.trainer, &thread.settings, parent, &groups)?;
+    let pull = thread.reference.pull(parent.step)?;
+    let stepped = step::make(&mut thread.trainer, &thread.settings, pull, parent, &groups)?;
     if stepped.digest.to_string() != record.digest {
         return Err(damaged(record, "its replay gives another adapter"));
     }
+    thread.reference.made(record.step, &stepped.adapter)?;
     if thread.versions.size(record.step).is_none() {
         let base_model = thread.base_model.clone();
         thread
@@ -346,7 +350,7 @@ pub(crate) const fn compute(recipe: &Recipe) -> Compute {
     }
 }
 
-fn lora(recipe: &Recipe) -> LoraConfig {
+pub(crate) fn lora(recipe: &Recipe) -> LoraConfig {
     let lora = &recipe.lora;
     let mut targets: Vec<Target> = lora.targets.iter().filter_map(projection).collect();
     targets.sort_unstable();
@@ -373,7 +377,7 @@ const fn projection(target: &LoraTarget) -> Option<Target> {
     })
 }
 
-fn settings(recipe: &Recipe) -> StepSettings {
+pub(crate) fn settings(recipe: &Recipe) -> StepSettings {
     let train = &recipe.train;
     let (low, high) = train.clip().unwrap_or((0.0, f64::INFINITY));
     let (clip_low_threshold, clip_high_threshold) = (low as f32, high as f32);

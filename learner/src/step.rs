@@ -28,12 +28,21 @@ pub(crate) struct PlayedGroup {
 #[derive(Clone, Debug)]
 pub(crate) struct StepSettings {
     pub(crate) loss: Loss,
-    /// Pull towards the base model, per nat of a token's log-ratio to it.
+    /// Pull towards the reference, per nat of a token's log-ratio to it.
     pub(crate) kl_penalty: f32,
     pub(crate) estimator: Estimator,
     pub(crate) adam: AdamParams,
     /// Class of this process's arithmetic.
     pub(crate) numerics: String,
+}
+
+/// Towards what a step pulls.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pull<'a> {
+    /// `None`: towards the base model.
+    pub(crate) adapter: Option<&'a Adapter>,
+    /// Under which name the distance is reported.
+    pub(crate) metric: &'static str,
 }
 
 /// What a step made.
@@ -49,6 +58,7 @@ pub(crate) struct Stepped {
 pub(crate) fn make(
     trainer: &mut Trainer,
     settings: &StepSettings,
+    pull: Pull<'_>,
     parent: AdapterVersion,
     groups: &[PlayedGroup],
 ) -> Result<Stepped, Fault> {
@@ -56,7 +66,7 @@ pub(crate) fn make(
     let mut report = describe(parent, groups);
     let chosen = choose(settings, groups, &mut report);
     let played: Vec<&Trajectory> = chosen.iter().map(|(trajectory, _)| *trajectory).collect();
-    let reference = reference(trainer, settings, &played, &mut report)?;
+    let reference = reference(trainer, settings, pull, &played, &mut report)?;
     let forward = if chosen.is_empty() {
         None
     } else {
@@ -177,12 +187,13 @@ fn choose<'a>(
     chosen
 }
 
-/// The base model's log-probabilities of the trajectories' tokens but the first; none without a
+/// The reference's log-probabilities of the trajectories' tokens but the first; none without a
 /// penalty. Reports the mean log-ratio of the sampled tokens, an estimate of the KL divergence from
-/// the base model (Schulman 2020, "Approximating KL divergence", k1).
+/// the reference (Schulman 2020, "Approximating KL divergence", k1).
 fn reference(
     trainer: &Trainer,
     settings: &StepSettings,
+    pull: Pull<'_>,
     played: &[&Trajectory],
     report: &mut StepReport,
 ) -> Result<Vec<Vec<f32>>, Fault> {
@@ -190,7 +201,7 @@ fn reference(
         return Ok(Vec::new());
     }
     let sequences: Vec<&[u32]> = played.iter().map(|t| t.tokens.as_slice()).collect();
-    let scores = score_all(trainer.model(), None, &sequences, trainer.threads());
+    let scores = score_all(trainer.model(), pull.adapter, &sequences, trainer.threads());
     let scores = scores.map_err(|error| Fault::from(&error))?;
     let (mut sum, mut tokens) = (0.0, 0u64);
     for (trajectory, scores) in played.iter().zip(&scores) {
@@ -202,7 +213,7 @@ fn reference(
         }
     }
     let mean = sum / tokens.max(1) as f64;
-    report.metrics.insert("kl_base".to_owned(), mean);
+    report.metrics.insert(pull.metric.to_owned(), mean);
     Ok(scores)
 }
 
@@ -222,10 +233,10 @@ fn data(
             let mut datum = datum(trajectory, *advantage);
             if let Some(reference) = reference.get(i) {
                 let gaps = datum.sampled_logprobs.iter().zip(reference);
-                for ((advantage, weight), (q, base)) in
+                for ((advantage, weight), (q, due)) in
                     datum.advantages.iter_mut().zip(&datum.weights).zip(gaps)
                 {
-                    *advantage -= weight * settings.kl_penalty * (q - base);
+                    *advantage -= weight * settings.kl_penalty * (q - due);
                 }
             }
             datum.advantages.iter_mut().for_each(|a| *a *= scale);
@@ -314,4 +325,61 @@ fn sampled_tokens(trajectory: &Trajectory) -> u64 {
         .iter()
         .map(|sampled| u64::from(*sampled))
         .sum()
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+    use volley_protocol::trajectory::TrajectoryHeader;
+    use volley_protocol::{AttemptId, Epoch, JobId, PeerId, RolloutId};
+
+    /// What a trajectory says beside its tokens.
+    pub(crate) fn header(
+        version: Option<AdapterVersion>,
+        numerics: &str,
+        reward: f64,
+    ) -> TrajectoryHeader {
+        TrajectoryHeader {
+            attempt: AttemptId {
+                rollout: RolloutId {
+                    job: JobId(1),
+                    index: 0,
+                },
+                epoch: Epoch(1),
+                number: 1,
+            },
+            worker: PeerId(1),
+            instance: 0,
+            version,
+            numerics: numerics.to_owned(),
+            reward,
+            metrics: BTreeMap::new(),
+            turns: 1,
+            truncated: false,
+            transcript: Vec::new(),
+            episode_ms: 0,
+        }
+    }
+
+    #[test]
+    fn the_penalty_is_taken_off_each_sampled_token() {
+        let trajectory = Trajectory {
+            header: header(None, "", 0.0),
+            tokens: vec![5, 6, 7, 8],
+            logprobs: vec![0.0, -9.0, -1.0, -2.0],
+            sampled: vec![0, 0, 1, 1],
+        };
+        let settings = StepSettings {
+            loss: Loss::ImportanceSampling,
+            kl_penalty: 0.5,
+            estimator: Estimator::DrGrpo,
+            adam: AdamParams::default(),
+            numerics: String::new(),
+        };
+        let (data, _) = data(&settings, &[(&trajectory, 0.25)], &[vec![-3.0, -1.5, -1.0]]);
+        // 0.25 - 0.5 (-1 + 1.5) = 0 and 0.25 - 0.5 (-2 + 1) = 0.75, both over two tokens.
+        assert_eq!(data[0].advantages, [0.0, 0.0, 0.375]);
+        assert_eq!(data[0].weights, [0.0, 1.0, 1.0]);
+    }
 }

@@ -16,6 +16,7 @@ use volley_runtime::recipe::Train;
 use volley_runtime::vital::Vital;
 
 use crate::records::{Records, StepRecord};
+use crate::reference::Reference;
 use crate::step::{self, PlayedGroup, StepSettings};
 use crate::transcripts;
 use crate::versions::Versions;
@@ -59,6 +60,7 @@ pub(crate) struct TrainerThread {
     /// What was asked for; the learning rate follows it.
     pub(crate) train: Train,
     pub(crate) versions: Versions,
+    pub(crate) reference: Reference,
     pub(crate) records: Records,
     pub(crate) transcripts: PathBuf,
     /// For PEFT's `base_model_name_or_path`.
@@ -118,7 +120,14 @@ impl TrainerThread {
         groups: &[PlayedGroup],
     ) -> Result<(StepReport, AdapterEntry), Fault> {
         self.settings.adam.lr = self.train.learning_rate_at(batch.step);
-        let stepped = step::make(&mut self.trainer, &self.settings, batch.parent, groups)?;
+        let pull = self.reference.pull(batch.parent.step)?;
+        let stepped = step::make(
+            &mut self.trainer,
+            &self.settings,
+            pull,
+            batch.parent,
+            groups,
+        )?;
         let publishing = Instant::now();
         let entry = AdapterEntry {
             version: AdapterVersion {
@@ -135,6 +144,7 @@ impl TrainerThread {
             stepped.bytes,
             &self.base_model,
         )?;
+        self.reference.made(batch.step, &stepped.adapter)?;
         self.show_samples(batch.step, groups)?;
         let mut report = stepped.report.cut();
         report.wait_ms = batch.wait_ms;

@@ -92,28 +92,7 @@ impl Versions {
     ) -> Result<(), Fault> {
         let digest = Digest::of(&bytes);
         let directory = step_directory(&self.0.directory, step);
-        let fresh = self.0.directory.join(step_name(step) + UNFINISHED);
-        let io = |error: std::io::Error| io_fault(&fresh, &error);
-        if fresh.exists() {
-            fs::remove_dir_all(&fresh).map_err(io)?;
-        }
-        adapter
-            .save_peft(&fresh, base_model)
-            .map_err(|error| Fault::from(&error))?;
-        fs::write(fresh.join(WEIGHTS), &bytes).map_err(io)?;
-        for file in fs::read_dir(&fresh).map_err(io)? {
-            File::open(file.map_err(io)?.path())
-                .and_then(|file| file.sync_all())
-                .map_err(io)?;
-        }
-        if directory.exists() {
-            // A replay writes what was there already.
-            fs::remove_dir_all(&directory).map_err(io)?;
-        }
-        fs::rename(&fresh, &directory).map_err(io)?;
-        File::open(&self.0.directory)
-            .and_then(|directory| directory.sync_all())
-            .map_err(io)?;
+        write_whole(&directory, adapter, &bytes, base_model)?;
 
         let mut state = self.lock();
         state.note(step, digest);
@@ -166,6 +145,40 @@ impl Versions {
         // The tables are whole between any two operations, so a panic elsewhere spoils nothing.
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Writes an adapter, whose bytes these are, to a directory that is there whole or not at all.
+pub(crate) fn write_whole(
+    directory: &Path,
+    adapter: &Adapter,
+    bytes: &[u8],
+    base_model: &str,
+) -> Result<(), Fault> {
+    let mut fresh = directory.as_os_str().to_owned();
+    fresh.push(UNFINISHED);
+    let fresh = PathBuf::from(fresh);
+    let io = |error: std::io::Error| io_fault(&fresh, &error);
+    if fresh.exists() {
+        fs::remove_dir_all(&fresh).map_err(io)?;
+    }
+    adapter
+        .save_peft(&fresh, base_model)
+        .map_err(|error| Fault::from(&error))?;
+    fs::write(fresh.join(WEIGHTS), bytes).map_err(io)?;
+    for file in fs::read_dir(&fresh).map_err(io)? {
+        File::open(file.map_err(io)?.path())
+            .and_then(|file| file.sync_all())
+            .map_err(io)?;
+    }
+    if directory.exists() {
+        // A replay writes what was there already.
+        fs::remove_dir_all(directory).map_err(io)?;
+    }
+    fs::rename(&fresh, directory).map_err(io)?;
+    let parent = directory.parent().unwrap_or(directory);
+    File::open(parent)
+        .and_then(|parent| parent.sync_all())
+        .map_err(io)
 }
 
 /// Is it a directory that a learner makes: a step's, or one that was not finished?

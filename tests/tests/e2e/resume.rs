@@ -60,6 +60,35 @@ fn an_interrupted_run_resumes_to_the_bit() {
 }
 
 #[test]
+fn a_version_that_is_the_reference_outlives_its_collection_and_a_killed_learner() {
+    let recipe = Recipe {
+        kl_penalty: 0.2,
+        ..RECIPE
+    };
+    // Version 1 is no longer among the adapters when it is still pulled towards.
+    let keys = "[train]\nkl_reference = \"step:1\"\nretain_versions = 1\ncheckpoint_every = 2\n";
+    let text = recipe.text().replace("[train]\n", keys);
+    let last = |kill: bool| {
+        let home = Home::new();
+        home.write("recipe.toml", text.clone());
+        let mut run = home.start(&["train", "recipe.toml", "--run-dir", "run", "--json"]);
+        if kill {
+            wait_for_step(&mut run, 3);
+            let learner = home.pids("learner").pop().expect("a learner at work");
+            process::signal(learner, Signal::KILL);
+        }
+        let events = run.end().with(0).objects();
+        let metric = event(&events, "step")["report"]["metrics"]["kl_reference"].as_f64();
+        assert!(metric.is_some_and(|kl| kl.is_finite() && kl != 0.0));
+        assert!(!home.path("run/adapters/step-000001").exists());
+        assert!(home.path("run/reference/adapter_config.json").exists());
+        adapter(&home.path("run"), recipe.steps)
+    };
+    let same = last(false) == last(true);
+    assert!(same, "another adapter than without the disturbance");
+}
+
+#[test]
 fn a_killed_learner_goes_on_to_the_bit() {
     let home = Home::new();
     let mut run = RECIPE.start(&home);

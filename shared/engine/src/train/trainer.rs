@@ -161,8 +161,8 @@ impl Trainer {
     ///
     /// # Errors
     ///
-    /// A datum is malformed or the memory does not suffice (nothing changed), or the loss or a gradient is not finite
-    /// (`LOSS_NONFINITE`: all accumulated gradients are dropped).
+    /// A datum is malformed, or the memory does not suffice (nothing changed), or the loss or a
+    /// gradient is not finite (`LOSS_NONFINITE`: all accumulated gradients are dropped).
     pub fn forward_backward(
         &mut self,
         data: &[Datum],

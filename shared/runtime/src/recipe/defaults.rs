@@ -1,8 +1,8 @@
 //! What a recipe says where it says nothing.
 
 use super::{
-    Advantage, Evaluation, LearnerProcess, LearningRateSchedule, Lora, LoraTarget, LossName,
-    Sampling, Schedule, Train, Workers,
+    Advantage, Evaluation, KlReference, LearnerProcess, LearningRateSchedule, Lora, LoraTarget,
+    LossName, Sampling, Schedule, Train, Workers,
 };
 
 impl Default for Train {
@@ -17,6 +17,7 @@ impl Default for Train {
             clip_high: None,
             dro_beta: None,
             kl_penalty: 0.0,
+            kl_reference: KlReference::default(),
             advantage: Advantage::default(),
             schedule: Schedule::default(),
             max_staleness: 1,

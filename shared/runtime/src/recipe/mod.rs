@@ -3,6 +3,7 @@
 mod choices;
 mod defaults;
 mod ranges;
+mod reference;
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
@@ -14,6 +15,7 @@ use crate::config::Document;
 use crate::files;
 
 pub use choices::{Advantage, ComputeFormat, LearningRateSchedule, LoraTarget, LossName, Schedule};
+pub use reference::KlReference;
 
 /// A training recipe. Every key has a default but the first three.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -77,10 +79,14 @@ pub struct Train {
     /// Strength of the pull towards the sampler, for `dro` (default 0.05).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dro_beta: Option<f64>,
-    /// Pull towards the base model: this much of a token's log-ratio to it, in nats, is taken off
+    /// Pull towards the reference, see `kl_reference`: this much of a token's log-ratio to it, in nats, is taken off
     /// the token's advantage. Groups without any difference in reward are dropped before. Costs a
     /// forward pass more. Default 0.
     pub kl_penalty: f64,
+    /// What `kl_penalty` pulls towards. `base`: the base model; `step:N`: version N of this run, and
+    /// the base model before; anything else: a folder with an adapter in PEFT's layout, relative to
+    /// the recipe file. Default `base`.
+    pub kl_reference: KlReference,
     /// How rewards become advantages. Default `grpo`.
     pub advantage: Advantage,
     /// `sync`: every rollout of a step is played by the newest version. `async`: rollouts run
@@ -190,6 +196,9 @@ impl Recipe {
         })?;
         let dir = files::parent_of(&dir);
         recipe.model = tidy(&dir.join(&recipe.model));
+        if let KlReference::Adapter(folder) = &mut recipe.train.kl_reference {
+            *folder = tidy(&dir.join(&folder));
+        }
         recipe.check(&document)?;
         Ok(recipe)
     }

@@ -8,7 +8,7 @@ use volley_protocol::limits::{
     STOP_STRINGS_MAX,
 };
 
-use super::{LossName, Recipe, Schedule};
+use super::{KlReference, LossName, Recipe, Schedule, Train};
 
 /// Rollouts that may be open at once: their ranges must fit one `Reconcile` of the learner.
 const WINDOW_ROLLOUTS_MAX: u64 = 1 << 15;
@@ -154,7 +154,27 @@ fn loss(recipe: &Recipe) -> Result<(), Violation> {
         within("train.clip_high", high, 1.0..=1e6)?;
     }
     within("train.dro_beta", train.dro_beta(), 0.0..=1e3)?;
-    within("train.kl_penalty", train.kl_penalty, 0.0..=1e3)
+    within("train.kl_penalty", train.kl_penalty, 0.0..=1e3)?;
+    reference(train)
+}
+
+fn reference(train: &Train) -> Result<(), Violation> {
+    const KEY: &str = "train.kl_reference";
+    let last = train.steps.saturating_sub(1);
+    match &train.kl_reference {
+        KlReference::Base => return Ok(()),
+        _ if train.kl_penalty == 0.0 => {
+            return Err((KEY, "has no meaning with kl_penalty = 0".to_owned()));
+        }
+        KlReference::Step(step) if (1..=last).contains(step) => return Ok(()),
+        KlReference::Adapter(folder) if !folder.as_os_str().is_empty() => return Ok(()),
+        KlReference::Step(_) | KlReference::Adapter(_) => {}
+    }
+    let what = format!(
+        "is \"{}\"; allowed are \"base\", \"step:1\" to \"step:{last}\", and a folder with an adapter",
+        train.kl_reference
+    );
+    Err((KEY, what))
 }
 
 fn optimiser(recipe: &Recipe) -> Result<(), Violation> {

@@ -81,6 +81,30 @@ fn what_is_written_is_read_back() {
 }
 
 #[test]
+fn references_are_the_base_a_version_or_a_folder_beside_the_recipe() {
+    let of = |value: &str| {
+        let text = format!("{SMALL}[train]\nkl_penalty = 0.1\nkl_reference = {value:?}");
+        let recipe = loaded(&text).expect(value);
+        let written = recipe.to_toml().expect("TOML");
+        let again: Recipe = toml::from_str(&written).expect("its own text");
+        assert_eq!(again, recipe);
+        recipe.train.kl_reference
+    };
+    assert_eq!(of("base"), KlReference::Base);
+    assert_eq!(of("step:12"), KlReference::Step(12));
+    let KlReference::Adapter(folder) = of("../runs/a/adapters/step-000012") else {
+        panic!("a folder is due");
+    };
+    assert!(folder.is_absolute());
+    assert!(
+        folder.ends_with("runs/a/adapters/step-000012"),
+        "{folder:?}"
+    );
+    let named_like_a_version = of("./step:3");
+    assert!(matches!(named_like_a_version, KlReference::Adapter(_)));
+}
+
+#[test]
 fn every_bad_value_of_training_is_told_with_place_and_range() {
     for (lines, expected) in [
         (
@@ -102,6 +126,18 @@ fn every_bad_value_of_training_is_told_with_place_and_range() {
         (
             "[train]\nbeta2 = 1.0",
             ":5:9: `train.beta2` is 1; allowed is 0 to less than 1",
+        ),
+        (
+            "[train]\nkl_reference = \"step:3\"",
+            ":5:16: `train.kl_reference` has no meaning with kl_penalty = 0",
+        ),
+        (
+            "[train]\nkl_penalty = 0.1\nkl_reference = \"step:60\"",
+            ":6:16: `train.kl_reference` is \"step:60\"; allowed are \"base\", \"step:1\" to \"step:59\"",
+        ),
+        (
+            "[train]\nkl_penalty = 0.1\nkl_reference = \"step:last\"",
+            "and a folder with an adapter",
         ),
         (
             "[train]\nmemory_mb = 0",

@@ -10,6 +10,7 @@
 //!   transcripts/         step-000010.md: best, worst and median episodes
 //!   checkpoints/         step-000020.json (manifest), step-000020.state
 //!   adapters/            step-000020/ in PEFT's layout
+//!   reference/           the adapter of train.kl_reference, if it names one
 //!   intake/              segments of accepted results
 //!   coordinator/         data directory of the coordinator
 //!   logs/                one file for each role
@@ -72,6 +73,8 @@ places! {
     checkpoints = "checkpoints";
     /// Adapters in PEFT's layout.
     adapters = "adapters";
+    /// The adapter of `train.kl_reference`, in PEFT's layout.
+    reference = "reference";
     /// Segments of accepted results.
     intake = "intake";
     /// Data directory of the coordinator.

@@ -170,7 +170,7 @@ fn check_inputs(recipe: &Recipe) -> Result<(), Fault> {
         cache: cache_dir::packed_weights().map(PackedCache::new),
         training: false,
     };
-    Model::load_with(&recipe.model, &options)
-        .map(drop)
-        .map_err(|error| Fault::from(&error))
+    let model = Model::load_with(&recipe.model, &options);
+    let model = model.map_err(|error| Fault::from(&error))?;
+    volley_learner::load_reference(recipe, model.config()).map(drop)
 }
