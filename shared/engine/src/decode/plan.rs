@@ -57,7 +57,9 @@ pub(super) fn plan(
         };
         if due > 1 {
             left -= tokens;
-            leaders.push(index);
+            if sequence.computes_prompt() {
+                leaders.push(index);
+            }
             if sequence.wants_prompt_logprobs {
                 logits_left -= tokens;
             }

@@ -158,6 +158,11 @@ impl Sequence {
         }
     }
 
+    /// Whether others may soon share what it computes.
+    pub(super) const fn computes_prompt(&self) -> bool {
+        self.prompt_due > 0
+    }
+
     /// Whether the prompt has just become complete. Says so once.
     pub(super) fn is_prefilled(&mut self) -> bool {
         let prefilled = self.prompt_due > 0 && self.cache.len() >= self.prompt_due;

@@ -194,6 +194,29 @@ fn further_turns_compute_only_what_is_new() {
 }
 
 #[test]
+fn nobody_waits_for_a_prompt_that_is_computed_already() {
+    let (model, mut decoder) = (model(), Decoder::new());
+    decoder
+        .start(&model, 0, request(tokens(40, 1), 1, 4))
+        .expect("it fits");
+    play(&mut decoder, &model, 1);
+    // Enough other prompts that the first is no longer remembered.
+    for id in 1..=64 {
+        let request = request(tokens(20, id), 1, 0);
+        decoder.start(&model, id as u64, request).expect("it fits");
+    }
+    play(&mut decoder, &model, 65);
+    decoder
+        .go_on(&model, 0, &tokens(30, 7), 3)
+        .expect("it fits");
+    decoder
+        .start(&model, 100, request(tokens(40, 1), 3, 5))
+        .expect("it fits");
+    let step = decoder.step(&model, &Threads::new(1)).expect("valid");
+    assert_eq!(step.drawn.len(), 2);
+}
+
+#[test]
 fn who_is_removed_or_ended_says_nothing_more() {
     let (model, mut decoder) = (model(), Decoder::new());
     for id in 0..3 {
