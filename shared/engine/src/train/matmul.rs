@@ -1,7 +1,9 @@
 //! The one matrix product of the backward pass: `C[m, n] (+)= A[m, k] B[k, n]`.
 //!
 //! Every product of LoRA's backward has this form with the matrices as they lie in memory, so none
-//! is transposed or packed for long (`T` rows, `h = x A^T`, `dy` already scaled):
+//! is transposed or packed for long (`T` rows, `h = x A^T`, `dy` already scaled). With an adapter's
+//! rank as the one small size, an element of `A` meets a vector or two of `B`: rows of `A` are read
+//! where they lie, because packing them would cost as much as multiplying them.
 //!
 //! | product | A | B |
 //! |---|---|---|
@@ -12,6 +14,8 @@
 //!
 //! Each element of `C` is one chain of fused multiply-adds with `k` ascending, started from 0 or
 //! from what `C` held, so tiles, threads and instruction sets do not change its bits.
+
+use std::array::from_fn;
 
 use crate::buffers::sized;
 use crate::cpu::gemm::{load_part, store_part};
@@ -93,11 +97,16 @@ pub(super) fn matmul(
         let depth = DEPTH.min(k - k0);
         for m0 in (0..m).step_by(BLOCK_ROWS) {
             let rows = BLOCK_ROWS.min(m - m0);
-            pack_left(&mut packing.left, a, sizes, [m0, rows], [k0, depth]);
+            if let Left::Columns(values) = a {
+                pack_columns(&mut packing.left, values, m, [m0, rows], [k0, depth]);
+            }
             for n0 in (0..n).step_by(PANEL) {
                 let columns = PANEL.min(n - n0);
                 isa.dispatch(Panel {
                     packing,
+                    a,
+                    rows: [m0, rows],
+                    k,
                     c: &mut c[m0 * n..(m0 + rows) * n],
                     b,
                     n,
@@ -109,44 +118,67 @@ pub(super) fn matmul(
     }
 }
 
-/// Groups of eight rows, each `[depth][8]`; missing rows are 0.
-fn pack_left(
+/// Groups of eight columns of `[k, m]`, each `[depth][8]`; missing ones are 0.
+fn pack_columns(
     to: &mut Vec<[f32; ROWS]>,
-    a: Left<'_>,
-    sizes: Sizes,
+    values: &[f32],
+    m: usize,
     [m0, rows]: [usize; 2],
     [k0, depth]: [usize; 2],
 ) {
     let to = sized(to, rows.div_ceil(ROWS) * depth);
-    to.fill([0.0; ROWS]);
     for (group, packed) in to.chunks_exact_mut(depth).enumerate() {
         let first = m0 + group * ROWS;
         let count = ROWS.min(m0 + rows - first);
-        match a {
-            Left::Rows(values) => {
-                for row in 0..count {
-                    let from = &values[(first + row) * sizes.k + k0..][..depth];
-                    for (to, value) in packed.iter_mut().zip(from) {
-                        to[row] = *value;
-                    }
-                }
-            }
-            Left::Columns(values) => {
-                for (index, to) in packed.iter_mut().enumerate() {
-                    let from = &values[(k0 + index) * sizes.m + first..][..count];
-                    match from.first_chunk::<ROWS>() {
-                        Some(from) => *to = *from,
-                        None => to[..count].copy_from_slice(from),
-                    }
+        for (index, to) in packed.iter_mut().enumerate() {
+            let from = &values[(k0 + index) * m + first..][..count];
+            match from.first_chunk::<ROWS>() {
+                Some(from) => *to = *from,
+                None => {
+                    *to = [0.0; ROWS];
+                    to[..count].copy_from_slice(from);
                 }
             }
         }
     }
 }
 
+/// What a tile multiplies its vectors with.
+trait Factors: Copy {
+    /// The element of a row at a depth of the block.
+    fn at(self, depth: usize, row: usize) -> f32;
+}
+
+/// Packed groups of eight rows.
+#[derive(Clone, Copy)]
+struct Packed<'a>(&'a [[f32; ROWS]]);
+
+impl Factors for Packed<'_> {
+    #[inline(always)]
+    fn at(self, depth: usize, row: usize) -> f32 {
+        self.0[depth][row]
+    }
+}
+
+/// Eight rows where they lie, cut to the block's depth.
+#[derive(Clone, Copy)]
+struct InPlace<'a>([&'a [f32]; ROWS]);
+
+impl Factors for InPlace<'_> {
+    #[inline(always)]
+    fn at(self, depth: usize, row: usize) -> f32 {
+        self.0[row][depth]
+    }
+}
+
 /// One panel of `B` against one block of `A`.
 struct Panel<'a> {
     packing: &'a mut Packing,
+    a: Left<'a>,
+    /// First row of the block and their number.
+    rows: [usize; 2],
+    /// Columns of `A`.
+    k: usize,
     /// Rows of the block, whole.
     c: &'a mut [f32],
     b: &'a [f32],
@@ -164,30 +196,62 @@ impl Kernel for Panel<'_> {
     fn run<S: Simd>(self, s: S) {
         let Self {
             packing,
+            a,
+            rows: [m0, rows],
+            k,
             c,
             b,
             n,
             at,
             columns: [n0, columns],
         } = self;
-        let [_, depth] = at;
+        let [k0, depth] = at;
         let Packing { left, right } = packing;
         // Columns beyond the matrix are computed and never stored: any number may stand there.
         let right = sized(right, depth);
         pack_right(right, b, n, at, [n0, columns]);
-        for (group, packed) in left.chunks_exact(depth).enumerate() {
-            let rows = &mut c[group * ROWS * n..];
-            let narrow = columns <= LANES;
-            let place = Place { n, n0, columns };
-            if S::ACCUMULATORS >= ROWS * WIDTH && !narrow {
-                tile::<S, ROWS, WIDTH>(s, packed, right, 0, 0, rows, place);
-            } else {
-                // Half the rows and one vector: what sixteen registers hold.
-                for half in 0..2 {
-                    tile::<S, 4, 1>(s, packed, right, 4 * half, 0, rows, place);
-                    if !narrow {
-                        tile::<S, 4, 1>(s, packed, right, 4 * half, 1, rows, place);
-                    }
+        let place = Place { n, n0, columns };
+        for group in 0..rows.div_ceil(ROWS) {
+            let c = &mut c[group * ROWS * n..];
+            match a {
+                Left::Columns(_) => {
+                    let packed = &left[group * depth..][..depth];
+                    eight_rows(s, Packed(packed), right, c, place);
+                }
+                Left::Rows(values) => {
+                    // Rows beyond the matrix are never stored: the last one stands in.
+                    let row = |r: usize| m0 + (group * ROWS + r).min(rows - 1);
+                    let lines = from_fn(|r| &values[row(r) * k + k0..][..depth]);
+                    eight_rows(s, InPlace(lines), right, c, place);
+                }
+            }
+        }
+    }
+}
+
+/// The eight rows of a group times a panel.
+#[inline(always)]
+fn eight_rows<S: Simd>(
+    s: S,
+    left: impl Factors,
+    right: &[[[f32; LANES]; WIDTH]],
+    rows: &mut [f32],
+    place: Place,
+) {
+    let narrow = place.columns <= LANES;
+    match narrow {
+        true if const { S::ACCUMULATORS >= ROWS } => {
+            tile::<S, _, ROWS, 1>(s, left, right, 0, 0, rows, place);
+        }
+        false if const { S::ACCUMULATORS >= ROWS * WIDTH } => {
+            tile::<S, _, ROWS, WIDTH>(s, left, right, 0, 0, rows, place);
+        }
+        _ => {
+            // Half the rows and one vector: what sixteen registers hold.
+            for half in 0..2 {
+                tile::<S, _, 4, 1>(s, left, right, 4 * half, 0, rows, place);
+                if !narrow {
+                    tile::<S, _, 4, 1>(s, left, right, 4 * half, 1, rows, place);
                 }
             }
         }
@@ -223,9 +287,9 @@ fn pack_right(
 
 /// `R` rows by `C` vectors, starting at row `r0` of the group and vector `c0` of the panel.
 #[inline(always)]
-fn tile<S: Simd, const R: usize, const C: usize>(
+fn tile<S: Simd, F: Factors, const R: usize, const C: usize>(
     s: S,
-    left: &[[f32; ROWS]],
+    left: F,
     right: &[[[f32; LANES]; WIDTH]],
     r0: usize,
     c0: usize,
@@ -235,18 +299,21 @@ fn tile<S: Simd, const R: usize, const C: usize>(
     let mut sums = [[s.splat(0.0); C]; R];
     for (r, sums) in sums.iter_mut().enumerate() {
         for (c, sum) in sums.iter_mut().enumerate() {
-            if let Some(row) = part(rows, r0 + r, c0 + c, place) {
-                *sum = load_part(s, row);
+            // A whole vector is one move; anything else is rare, and kept out of the way.
+            match part(rows, r0 + r, c0 + c, place).map(|row| row.as_chunks::<LANES>()) {
+                Some(([row], _)) => *sum = s.load(row),
+                Some((_, row)) => *sum = load_ragged(s, row),
+                None => {}
             }
         }
     }
-    for (a, b) in left.iter().zip(right) {
+    for (depth, b) in right.iter().enumerate() {
         let mut vectors = [s.splat(0.0); C];
         for c in 0..C {
             vectors[c] = s.load(&b[c0 + c]);
         }
         for r in 0..R {
-            let factor = s.splat(a[r0 + r]);
+            let factor = s.splat(left.at(depth, r0 + r));
             for c in 0..C {
                 sums[r][c] = s.fma(factor, vectors[c], sums[r][c]);
             }
@@ -254,11 +321,25 @@ fn tile<S: Simd, const R: usize, const C: usize>(
     }
     for (r, sums) in sums.iter().enumerate() {
         for (c, sum) in sums.iter().enumerate() {
-            if let Some(row) = part(rows, r0 + r, c0 + c, place) {
-                store_part(s, row, *sum);
+            match part(rows, r0 + r, c0 + c, place).map(|row| row.as_chunks_mut::<LANES>()) {
+                Some(([row], _)) => s.store(row, *sum),
+                Some((_, row)) => store_ragged(s, row, *sum),
+                None => {}
             }
         }
     }
+}
+
+#[cold]
+#[inline(never)]
+fn load_ragged<S: Simd>(s: S, row: &[f32]) -> S::V {
+    load_part(s, row)
+}
+
+#[cold]
+#[inline(never)]
+fn store_ragged<S: Simd>(s: S, row: &mut [f32], sum: S::V) {
+    store_part(s, row, sum);
 }
 
 /// The part of `C` that one vector of a tile stands for; `None` below or right of the matrix.
