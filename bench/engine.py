@@ -124,6 +124,17 @@ def busy_host(binary):
                    "of_fair_share": round(loaded[part]["tok_s"] / (quiet[part]["tok_s"] / 2), 3)} for part in parts}
 
 
+def new_version(binary, rounds):
+    """Decode steps of a thousand episodes of the small model while a new version arrives."""
+    result = {}
+    for dtype in FORMATS["small"]:
+        runs = [volley(binary, "small", dtype, ["swap"])["swap"] for _ in range(rounds)]
+        keys = ("quiet_step_ms_p50", "quiet_step_ms_max", "step_ms_p50", "step_ms_max", "longest_over_median")
+        result[dtype] = {key: statistics.median(run[key] for run in runs) for key in keys}
+        result[dtype] |= {"episodes": runs[0]["episodes"], "worst_longest_over_median": max(run["longest_over_median"] for run in runs)}
+    return result
+
+
 def main():
     binary, folder, out = sys.argv[1:4]
     rounds = int(sys.argv[4]) if len(sys.argv) > 4 else 3
@@ -131,7 +142,7 @@ def main():
     scratch = os.path.dirname(os.path.abspath(out))
     result = {"cpus": os.cpu_count(), "threads": int(THREADS), "rounds": rounds, "load1_start": os.getloadavg()[0],
               "isa": lines([binary, "policy", "bench", "--shape", "small", "--parts", "adamw", "--json"])[0]["isa"],
-              "busy_host": busy_host(binary), "shapes": {}}
+              "busy_host": busy_host(binary), "new_version": new_version(binary, rounds), "shapes": {}}
     for shape in shapes:
         for dtype in FORMATS[shape]:
             runs = {}

@@ -16,6 +16,11 @@ const LOGITS_MAX: usize = 1 << 18;
 /// … but never fewer rows than this, or the output matrix would be read too often.
 const LOGIT_ROWS_MIN: usize = 64;
 
+/// Logits of one pass for draws, 256 MiB; whoever finds no room waits for older sequences to end …
+const DRAWN_LOGITS_MAX: usize = 1 << 26;
+/// … but this many draw in any case: fewer rows would leave the products' tiles empty.
+const DRAWS_MIN: usize = 64;
+
 /// What one sequence computes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Work {
@@ -37,6 +42,7 @@ pub(super) fn plan(
             prefixes.share(sequence);
         }
     }
+    let mut draws_left = (DRAWN_LOGITS_MAX / vocab_size).max(DRAWS_MIN);
     let decoding = sequences.iter().filter(|s| s.due() == 1).count();
     let mut left = match decoding {
         0 => ROWS_MAX,
@@ -64,10 +70,14 @@ pub(super) fn plan(
                 logits_left -= tokens;
             }
         }
-        shares[index] = Work {
-            tokens,
-            all: tokens == due,
-        };
+        let all = tokens == due;
+        if all && sequence.turn_left > 0 {
+            if draws_left == 0 {
+                continue;
+            }
+            draws_left -= 1;
+        }
+        shares[index] = Work { tokens, all };
     }
     shares
 }

@@ -217,6 +217,27 @@ fn nobody_waits_for_a_prompt_that_is_computed_already() {
 }
 
 #[test]
+fn the_logits_of_a_step_are_bounded() {
+    let (model, mut decoder) = (model(), Decoder::new());
+    for id in 0..80 {
+        let request = request(tokens(2, id as usize), 3, id);
+        decoder.start(&model, id, request).expect("it fits");
+    }
+    let Decoder {
+        sequences,
+        prefixes,
+        ..
+    } = &mut decoder;
+    let drawing = |vocab_size, sequences: &mut [Sequence], prefixes: &mut PrefixCache| {
+        let shares = plan::plan(sequences, prefixes, vocab_size);
+        shares.iter().filter(|work| work.all).count()
+    };
+    assert_eq!(drawing(97, sequences, prefixes), 80);
+    assert_eq!(drawing(1_000_000, sequences, prefixes), 67);
+    assert_eq!(drawing(5_000_000, sequences, prefixes), 64);
+}
+
+#[test]
 fn who_is_removed_or_ended_says_nothing_more() {
     let (model, mut decoder) = (model(), Decoder::new());
     for id in 0..3 {
