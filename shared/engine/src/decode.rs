@@ -177,8 +177,14 @@ impl Decoder {
         self.sequences.iter().map(|s| s.cache.bytes()).sum()
     }
 
+    /// Lets go of what was computed with adapters that nobody holds any more.
+    pub fn sweep(&mut self) {
+        self.prefixes.sweep();
+    }
+
     /// Computes what is due: every sequence in the middle of a turn draws a token, and prompts
-    /// are computed piece by piece beside them.
+    /// are computed piece by piece beside them. Where the logits of all would take too much
+    /// memory, the youngest wait.
     ///
     /// # Errors
     ///

@@ -69,6 +69,17 @@ impl KvCache {
         self.bytes_where(|page| Arc::strong_count(page) == 1)
     }
 
+    /// Where its pages lie, and the bytes of each: equal addresses, the same page.
+    pub(crate) fn pages(&self) -> impl Iterator<Item = (usize, usize)> {
+        let pages = self.layers.iter().flat_map(|layer| &layer.pages);
+        pages.map(|page| {
+            (
+                Arc::as_ptr(page).addr(),
+                size_of_val::<[[f32; LANES]]>(page),
+            )
+        })
+    }
+
     fn bytes_where(&self, counts: impl Fn(&Page) -> bool) -> usize {
         let pages = self.layers.iter().flat_map(|layer| &layer.pages);
         let bytes = |page: &Page| size_of_val::<[[f32; LANES]]>(page);

@@ -12,9 +12,9 @@ const PREFILL_ROWS: usize = 256;
 /// step at most half as long again.
 const PREFILL_PER_DECODE: usize = 2;
 /// Logits of one pass that prompts may ask for: 2^18 are 1 MiB …
-const LOGITS_MAX: usize = 1 << 18;
+const PROMPT_LOGITS_MAX: usize = 1 << 18;
 /// … but never fewer rows than this, or the output matrix would be read too often.
-const LOGIT_ROWS_MIN: usize = 64;
+const PROMPT_LOGIT_ROWS_MIN: usize = 64;
 
 /// Logits of one pass for draws, 256 MiB; whoever finds no room waits for older sequences to end …
 const DRAWN_LOGITS_MAX: usize = 1 << 26;
@@ -30,62 +30,90 @@ pub(super) struct Work {
     pub(super) all: bool,
 }
 
-/// Everyone who decodes computes one token; the others share the rows that are left, in order of
-/// arrival. A prompt whose beginning somebody computes right now waits for it.
+/// Everyone who decodes computes one token, as far as there is room for logits; the others share
+/// the rows that are left, in order of arrival. A prompt whose beginning somebody computes right
+/// now waits for it.
 pub(super) fn plan(
     sequences: &mut [Sequence],
     prefixes: &mut PrefixCache,
     vocab_size: usize,
 ) -> Vec<Work> {
     for sequence in sequences.iter_mut() {
-        if !sequence.started && !sequence.wants_prompt_logprobs {
+        if !sequence.started && !sequence.wants_logits_of_prompt() {
             prefixes.share(sequence);
         }
     }
-    let mut draws_left = (DRAWN_LOGITS_MAX / vocab_size).max(DRAWS_MIN);
     let decoding = sequences.iter().filter(|s| s.due() == 1).count();
-    let mut left = match decoding {
-        0 => ROWS_MAX,
-        decoding => PREFILL_ROWS.max(decoding / PREFILL_PER_DECODE),
+    let mut room = Room {
+        rows: match decoding {
+            0 => ROWS_MAX,
+            decoding => PREFILL_ROWS.max(decoding / PREFILL_PER_DECODE),
+        },
+        prompt_logits: (PROMPT_LOGITS_MAX / vocab_size).max(PROMPT_LOGIT_ROWS_MIN),
+        draws: (DRAWN_LOGITS_MAX / vocab_size).max(DRAWS_MIN),
     };
-    let mut logits_left = (LOGITS_MAX / vocab_size).max(LOGIT_ROWS_MIN);
+    // Those who compute a prompt in this pass: never more than there are rows.
     let mut leaders: Vec<usize> = Vec::new();
     let mut shares = vec![Work::default(); sequences.len()];
     for (index, sequence) in sequences.iter().enumerate() {
-        let due = sequence.due();
-        if due == 0 || leaders.iter().any(|&l| waits(sequence, &sequences[l])) {
+        let work = room.work(sequence);
+        if work.tokens == 0 || leaders.iter().any(|&l| waits(sequence, &sequences[l])) {
             continue;
         }
-        let tokens = match (due, sequence.wants_prompt_logprobs) {
-            (1, _) => 1,
-            (due, false) => due.min(left),
-            (due, true) => due.min(left).min(logits_left),
-        };
-        if due > 1 {
-            left -= tokens;
-            if sequence.computes_prompt() {
-                leaders.push(index);
-            }
-            if sequence.wants_prompt_logprobs {
-                logits_left -= tokens;
-            }
+        room.take(sequence, work);
+        if sequence.computes_prompt() {
+            leaders.push(index);
         }
-        let all = tokens == due;
-        if all && sequence.turn_left > 0 {
-            if draws_left == 0 {
-                continue;
-            }
-            draws_left -= 1;
-        }
-        shares[index] = Work { tokens, all };
+        shares[index] = work;
     }
     shares
+}
+
+/// What is left of a pass.
+struct Room {
+    /// Rows of those who have more than one token to compute.
+    rows: usize,
+    /// Rows whose logits prompts ask for.
+    prompt_logits: usize,
+    draws: usize,
+}
+
+impl Room {
+    /// What a sequence could compute now.
+    fn work(&self, sequence: &Sequence) -> Work {
+        let due = sequence.due();
+        let mut tokens = match (due, sequence.wants_logits_of_prompt()) {
+            (0 | 1, _) => due,
+            (due, false) => due.min(self.rows),
+            (due, true) => due.min(self.rows).min(self.prompt_logits),
+        };
+        if tokens == due && sequence.turn_left > 0 && self.draws == 0 {
+            // All but the last, whose logits a draw would need.
+            tokens = tokens.saturating_sub(1);
+        }
+        Work {
+            tokens,
+            all: tokens == due,
+        }
+    }
+
+    fn take(&mut self, sequence: &Sequence, work: Work) {
+        if sequence.due() > 1 {
+            self.rows -= work.tokens;
+            if sequence.wants_logits_of_prompt() {
+                self.prompt_logits -= work.tokens;
+            }
+        }
+        if work.all && sequence.turn_left > 0 {
+            self.draws -= 1;
+        }
+    }
 }
 
 /// Whether a sequence that has computed nothing had better wait until `leader` has computed its
 /// prompt: most of what it has to compute is in there.
 fn waits(sequence: &Sequence, leader: &Sequence) -> bool {
-    if sequence.started || sequence.wants_prompt_logprobs || !sequence.same_adapter(leader) {
+    if sequence.started || sequence.wants_logits_of_prompt() || !sequence.same_adapter(leader) {
         return false;
     }
     let most = sequence.tokens.len() - 1;

@@ -2,17 +2,18 @@
 //! a task often share their beginning: what is there already is not computed again. The numerics
 //! contract makes a shared beginning equal to a computed one, bit for bit.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Weak};
 
 use super::sequence::Sequence;
 use crate::adapter::Adapter;
 use crate::kv::KvCache;
 
-/// Prompts kept: more groups than one worker plays at a time.
+/// Prompts kept: the members of a group begin close together, so that few groups are still
+/// waiting for members at a time.
 const PREFIXES_MAX: usize = 64;
-/// Keys and values that they may hold. The pages of prompts in use are shared with the sequences
-/// that use them, so this bounds what stays behind when those are gone.
+/// Keys and values that they may hold, whoever else holds them. The newest prompt stays however
+/// long it is: the rest of its group is waiting for it.
 const PREFIX_BYTES_MAX: usize = 1 << 30;
 /// Fewest common tokens worth sharing: a copy of a page that is written to costs about as much as
 /// a few rows of the smallest models.
@@ -20,6 +21,8 @@ pub(super) const SHARED_MIN: usize = 8;
 
 #[derive(Debug)]
 struct Prefix {
+    /// They are numbered as they come.
+    number: u64,
     /// Keys and values depend on the adapter. Held weakly: an adapter that nobody uses any more
     /// must not stay for a cache's sake.
     adapter: Option<Weak<Adapter>>,
@@ -46,16 +49,22 @@ impl Prefix {
 #[derive(Debug, Default)]
 pub(super) struct PrefixCache {
     prefixes: VecDeque<Prefix>,
+    next_number: u64,
 }
 
 impl PrefixCache {
-    /// Gives a sequence that has computed nothing the longest beginning there is. Its last token
-    /// is left out: its logits are wanted.
+    /// Gives a sequence that has computed nothing the longest beginning that has come up since it
+    /// was here last. Its last token is left out: its logits are wanted.
     pub(super) fn share(&mut self, sequence: &mut Sequence) {
         let most = sequence.tokens.len() - 1;
-        let shared = |prefix: &Prefix| match prefix.serves(sequence.adapter.as_ref()) {
-            true => common(&prefix.tokens, &sequence.tokens).min(most),
-            false => 0,
+        let seen = std::mem::replace(&mut sequence.next_prefix, self.next_number);
+        if seen == self.next_number {
+            return;
+        }
+        let shared = |prefix: &Prefix| {
+            let serves = prefix.number >= seen && prefix.serves(sequence.adapter.as_ref());
+            let length = || common(&prefix.tokens, &sequence.tokens).min(most);
+            if serves { length() } else { 0 }
         };
         let lengths = self.prefixes.iter().map(shared).enumerate();
         let Some((index, length)) = lengths.max_by_key(|(_, length)| *length) else {
@@ -75,24 +84,40 @@ impl PrefixCache {
     pub(super) fn put(&mut self, sequence: &Sequence) {
         let tokens = &sequence.tokens[..sequence.cache.len()];
         let adapter = sequence.adapter.as_ref();
-        self.prefixes.retain(Prefix::is_alive);
+        self.sweep();
         let known = |p: &Prefix| p.serves(adapter) && p.tokens.starts_with(tokens);
         if tokens.len() < SHARED_MIN || self.prefixes.iter().any(known) {
             return;
         }
+        self.next_number += 1;
         self.prefixes.push_back(Prefix {
+            number: self.next_number - 1,
             adapter: adapter.map(Arc::downgrade),
             tokens: tokens.to_vec(),
             cache: sequence.cache.fork(),
         });
-        let bytes = |p: &Prefix| p.cache.bytes();
-        let mut held: usize = self.prefixes.iter().map(bytes).sum();
-        while self.prefixes.len() > PREFIXES_MAX || held > PREFIX_BYTES_MAX {
-            let Some(oldest) = self.prefixes.pop_front() else {
-                break;
-            };
-            held -= oldest.cache.bytes();
+        self.keep_within(PREFIXES_MAX, PREFIX_BYTES_MAX);
+    }
+
+    /// Drops what was computed with adapters that nobody holds any more.
+    pub(super) fn sweep(&mut self) {
+        self.prefixes.retain(Prefix::is_alive);
+    }
+
+    /// Drops the least recently used prompts, but not the last one.
+    pub(super) fn keep_within(&mut self, prefixes_max: usize, bytes_max: usize) {
+        while self.prefixes.len() > 1
+            && (self.prefixes.len() > prefixes_max || self.bytes() > bytes_max)
+        {
+            self.prefixes.pop_front();
         }
+    }
+
+    /// Bytes of all pages; one that several prompts share counts once.
+    fn bytes(&self) -> usize {
+        let pages: BTreeMap<usize, usize> =
+            self.prefixes.iter().flat_map(|p| p.cache.pages()).collect();
+        pages.values().sum()
     }
 }
 

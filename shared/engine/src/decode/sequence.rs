@@ -65,7 +65,9 @@ pub(super) struct Sequence {
     prompt_due: usize,
     /// Whether it has computed anything itself.
     pub(super) started: bool,
-    pub(super) wants_prompt_logprobs: bool,
+    /// Number of the first remembered prompt that it has not been compared with.
+    pub(super) next_prefix: u64,
+    wants_prompt_logprobs: bool,
     pub(super) prompt_logprobs: Vec<TokenLogprobs>,
     pub(super) top_logprobs: usize,
 }
@@ -95,6 +97,7 @@ impl Sequence {
             stop_tokens: request.stop_tokens,
             turn_left: request.max_tokens,
             started: false,
+            next_prefix: 0,
             wants_prompt_logprobs: request.prompt_logprobs,
             prompt_logprobs: Vec::new(),
             top_logprobs: request.top_logprobs,
@@ -129,22 +132,23 @@ impl Sequence {
     /// What it computes in this pass.
     pub(super) fn step(&mut self, work: Work) -> SequenceStep<'_> {
         let begin = self.cache.len();
-        self.started = true;
+        let logits = match (self.wants_logits_of_prompt(), work.all) {
+            (true, _) => LogitsWanted::All,
+            (false, true) if self.turn_left > 0 => LogitsWanted::Last,
+            _ => LogitsWanted::None,
+        };
         SequenceStep {
             tokens: &self.tokens[begin..begin + work.tokens],
             cache: &mut self.cache,
             adapter: self.adapter.as_deref(),
-            logits: match (self.prompt_due > 0 && self.wants_prompt_logprobs, work.all) {
-                (true, _) => LogitsWanted::All,
-                (false, true) if self.turn_left > 0 => LogitsWanted::Last,
-                _ => LogitsWanted::None,
-            },
+            logits,
         }
     }
 
     /// Takes in what a pass computed.
     pub(super) fn computed(&mut self, work: Work, logits: &Logits) {
-        if self.prompt_due == 0 || !self.wants_prompt_logprobs {
+        self.started = true;
+        if !self.wants_logits_of_prompt() {
             return;
         }
         let begin = self.cache.len() - work.tokens;
@@ -156,6 +160,11 @@ impl Sequence {
                 self.prompt_logprobs.push(logprobs);
             }
         }
+    }
+
+    /// Whether the logits of all its rows are wanted.
+    pub(super) const fn wants_logits_of_prompt(&self) -> bool {
+        self.wants_prompt_logprobs && self.prompt_due > 0
     }
 
     /// Whether others may soon share what it computes.
@@ -211,7 +220,7 @@ fn check(
         return Err(EngineError::TokenOutOfRange { token, vocab_size });
     }
     // The last token of a turn is drawn and never read.
-    let needed = before + tokens.len() + max_tokens.saturating_sub(1);
+    let needed = (before + tokens.len()).saturating_add(max_tokens.saturating_sub(1));
     let max = model.config().max_position_embeddings;
     if needed > max {
         return Err(EngineError::ContextExceeded { needed, max });

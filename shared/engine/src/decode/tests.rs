@@ -217,6 +217,95 @@ fn nobody_waits_for_a_prompt_that_is_computed_already() {
 }
 
 #[test]
+fn a_prompt_beyond_every_bound_is_still_shared_by_its_group() {
+    let (model, mut decoder) = (model(), Decoder::new());
+    let start = |decoder: &mut Decoder, id, prompt| {
+        let started = decoder.start(&model, id, request(prompt, 2, id));
+        started.expect("it fits");
+    };
+    start(&mut decoder, 0, tokens(100, 0));
+    start(&mut decoder, 1, tokens(900, 50));
+    play(&mut decoder, &model, 2);
+    decoder.prefixes.keep_within(64, 1);
+    start(&mut decoder, 2, tokens(900, 50));
+    start(&mut decoder, 3, tokens(100, 0));
+    let step = decoder.step(&model, &Threads::new(1)).expect("valid");
+    assert_eq!(
+        (step.prefilled, step.drawn.len()),
+        (99, 2),
+        "the newest stays"
+    );
+}
+
+#[test]
+fn pages_that_prompts_share_count_once() {
+    let (model, mut decoder) = (model(), Decoder::new());
+    for id in 0..20 {
+        let prompt = [tokens(160, 1), tokens(16, 30 + id as usize)].concat();
+        decoder
+            .start(&model, id, request(prompt, 1, 0))
+            .expect("it fits");
+    }
+    play(&mut decoder, &model, 20);
+    let page = decoder.sequences[0].cache.bytes() / 11;
+    decoder.prefixes.keep_within(64, 30 * page);
+    let begun = |salt| [tokens(160, 1), tokens(16, salt)].concat();
+    let request = request(begun(30), 1, 0);
+    decoder.start(&model, 20, request).expect("it fits");
+    let step = decoder.step(&model, &Threads::new(1)).expect("valid");
+    assert_eq!(
+        step.prefilled, 0,
+        "ten pages for all and one for each of twenty"
+    );
+}
+
+#[test]
+fn a_prompt_that_gets_no_draw_takes_nothing_from_the_others() {
+    let (model, mut decoder) = (model(), Decoder::new());
+    for id in 0..64 {
+        let request = request(tokens(1, id as usize), 3, id);
+        decoder.start(&model, id, request).expect("it fits");
+    }
+    for id in 64..70 {
+        let request = request(tokens(100, id as usize), 3, id);
+        decoder.start(&model, id, request).expect("it fits");
+    }
+    let Decoder {
+        sequences,
+        prefixes,
+        ..
+    } = &mut decoder;
+    let shares = plan::plan(sequences, prefixes, 5_000_000);
+    assert!(shares[..64].iter().all(|work| work.all));
+    let prompts: Vec<usize> = shares[64..].iter().map(|work| work.tokens).collect();
+    assert_eq!(prompts, [99, 99, 58, 0, 0, 0], "all but the last token");
+}
+
+#[test]
+fn a_leader_that_leaves_hands_over() {
+    let (model, mut decoder) = (model(), Decoder::new());
+    decoder
+        .start(&model, 0, request(tokens(3, 9), 40, 1))
+        .expect("it fits");
+    let threads = Threads::new(1);
+    decoder.step(&model, &threads).expect("valid sequences");
+    for id in 1..4 {
+        let request = request(tokens(700, 2), 3, id);
+        decoder.start(&model, id, request).expect("it fits");
+    }
+    let first = decoder.step(&model, &threads).expect("valid sequences");
+    assert_eq!((first.prefilled, first.drawn.len()), (256, 1));
+    decoder.remove(1);
+    let drawn = play(&mut decoder, &model, 4);
+    for id in [2, 3] {
+        assert_eq!(
+            ids(&drawn[id]),
+            alone(&model, &tokens(700, 2), 3, id as u64)
+        );
+    }
+}
+
+#[test]
 fn the_logits_of_a_step_are_bounded() {
     let (model, mut decoder) = (model(), Decoder::new());
     for id in 0..80 {
@@ -312,6 +401,7 @@ fn what_cannot_be_played_is_refused_and_nothing_changes() {
     let outside = refused(&mut decoder, request(vec![97], 1, 0));
     assert!(outside.contains("97"), "{outside}");
     refused(&mut decoder, request(tokens(CONTEXT, 0), 2, 0));
+    refused(&mut decoder, request(tokens(2, 0), usize::MAX, 0));
     assert!(decoder.is_empty());
     decoder
         .start(&model, 0, request(tokens(4, 0), 2, 0))
