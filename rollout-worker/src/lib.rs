@@ -40,6 +40,7 @@ use crate::core::{Config, ExitReason, Worker};
 use crate::driver::{Driver, DriverArguments, DriverMessage};
 use crate::episode::Player;
 use crate::policy::engine::{EnginePolicy, WarmPolicy};
+pub use crate::policy::shelf::ADAPTER_READER_NICENESS;
 use crate::policy::{PolicyCounters, PolicyEvent, PolicyHandle, scripted};
 use crate::sink_link::Dialler;
 

@@ -4,7 +4,7 @@
 
 pub(crate) mod engine;
 pub(crate) mod scripted;
-mod shelf;
+pub(crate) mod shelf;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

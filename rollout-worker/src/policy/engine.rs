@@ -123,9 +123,10 @@ impl EnginePolicy {
             }
             PolicyCommand::AddAdapter { version, bytes } => self.shelf.add(version, bytes),
             PolicyCommand::DropAdapters(digests) => {
-                digests
-                    .into_iter()
-                    .for_each(|digest| self.shelf.drop(digest));
+                for digest in digests {
+                    self.shelf.remove(digest);
+                }
+                self.decoder.sweep();
             }
             PolicyCommand::Stop => {}
         }

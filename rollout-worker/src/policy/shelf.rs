@@ -9,12 +9,13 @@ use volley_engine::model::Model;
 use volley_protocol::Digest;
 use volley_protocol::adapter::AdapterVersion;
 use volley_protocol::fault::{ErrorCode, Fault};
+use volley_runtime::vital::Vital;
 
 use super::{PolicyEvent, Report};
 
 /// How far the reading thread stands back behind the decoding ones: the running episodes do not
 /// need the new version.
-const NICENESS: i32 = 10;
+pub const ADAPTER_READER_NICENESS: i32 = 10;
 
 type Adapters = Mutex<BTreeMap<Digest, Arc<Adapter>>>;
 
@@ -31,7 +32,11 @@ impl AdapterShelf {
         let adapters = Arc::new(Adapters::default());
         let (arrivals, inbox) = mpsc::channel();
         let shelf = Arc::clone(&adapters);
-        let read = move || read_all(&inbox, &model, &shelf, &report);
+        let read = move || {
+            // Without it no new version would ever be played, in a worker that looks alive.
+            let _vital = Vital("adapters");
+            read_all(&inbox, &model, &shelf, &report);
+        };
         std::thread::Builder::new()
             .name("adapters".into())
             .spawn(read)
@@ -55,7 +60,7 @@ impl AdapterShelf {
     }
 
     /// Forgets an adapter; episodes that play with it keep it.
-    pub(crate) fn drop(&self, digest: Digest) {
+    pub(crate) fn remove(&self, digest: Digest) {
         locked(&self.adapters).remove(&digest);
     }
 }
@@ -67,7 +72,7 @@ fn read_all(
     report: &Report,
 ) {
     // Without the permission to stand back it reads all the same.
-    let _ = rustix::process::nice(NICENESS);
+    let _ = rustix::process::nice(ADAPTER_READER_NICENESS);
     while let Ok((version, bytes)) = inbox.recv() {
         report(match Adapter::from_bytes(model.config(), &bytes) {
             Ok(adapter) => {
@@ -86,4 +91,57 @@ fn read_all(
 /// A map that somebody left in the middle of an insertion is still a map.
 fn locked(adapters: &Adapters) -> MutexGuard<'_, BTreeMap<Digest, Arc<Adapter>>> {
     adapters.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use volley_engine::adapter::LoraConfig;
+    use volley_protocol::adapter::AdapterVersion;
+    use volley_protocol::ids::RunId;
+
+    use super::*;
+
+    fn version(step: u64) -> AdapterVersion {
+        AdapterVersion {
+            run: RunId(1),
+            lineage: 0,
+            step,
+            digest: Digest([step as u8; 32]),
+        }
+    }
+
+    #[test]
+    fn what_is_ready_can_be_taken_and_what_is_damaged_is_told() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/qwen3-tiny");
+        let model = Arc::new(Model::load(&dir).expect("the fixture loads"));
+        let config = LoraConfig::all_linear(4, 8.0);
+        let adapter = Adapter::init(model.config(), &config, 1).expect("valid");
+        let bytes = adapter.to_bytes();
+        let (told, events) = mpsc::channel();
+        let report: Report = Arc::new(move |event| drop(told.send(event)));
+        let shelf = AdapterShelf::new(model, report).expect("a thread");
+
+        shelf.add(version(1), bytes.clone());
+        let event = events.recv().expect("it is told");
+        assert!(matches!(event, PolicyEvent::AdapterReady(v) if v == version(1)));
+        let held = shelf.get(version(1).digest).expect("it is ready");
+        assert_eq!(*held, adapter);
+
+        shelf.add(version(2), bytes[..bytes.len() / 2].to_vec());
+        let event = events.recv().expect("it is told");
+        let PolicyEvent::AdapterFailed { version: v, fault } = event else {
+            panic!("{event:?}");
+        };
+        assert_eq!((v, shelf.get(v.digest)), (version(2), None));
+        assert!(!fault.message.is_empty());
+
+        shelf.remove(version(1).digest);
+        assert_eq!(shelf.get(version(1).digest), None);
+        assert_eq!(*held, adapter, "who plays with it keeps it");
+        shelf.add(version(1), bytes);
+        events.recv().expect("it is told");
+        assert!(shelf.get(version(1).digest).is_some());
+    }
 }

@@ -312,10 +312,10 @@ fn tile<S: Simd, F: Factors, const R: usize, const C: usize>(
         for c in 0..C {
             vectors[c] = s.load(&b[c0 + c]);
         }
-        for r in 0..R {
+        for (r, sums) in sums.iter_mut().enumerate() {
             let factor = s.splat(left.at(depth, r0 + r));
-            for c in 0..C {
-                sums[r][c] = s.fma(factor, vectors[c], sums[r][c]);
+            for (sum, vector) in sums.iter_mut().zip(vectors) {
+                *sum = s.fma(factor, vector, *sum);
             }
         }
     }

@@ -9,7 +9,7 @@ use volley_engine::decode::{Decoder, Drawn, Request, TokenLogprobs, TurnEnd};
 use volley_engine::model::Model;
 use volley_engine::sampler::SamplingParams;
 use volley_engine::text::{StopStrings, TextStream, Tokenizer};
-use volley_protocol::Fault;
+use volley_protocol::{Fault, SamplingSpec};
 
 use super::args::GenerateArgs;
 use super::{adapter, engine, ids};
@@ -21,6 +21,8 @@ use crate::output::Output;
 const BATCH: usize = 32;
 
 pub(super) fn run(args: &GenerateArgs, output: &Output) -> Result<(), Stop> {
+    let spec = args.sampling();
+    spec.validate()?;
     let prompts = ids(&args.input)?;
     let (model, threads) = args.model.load(false, output)?;
     let text = args.stream || !args.stop.is_empty();
@@ -29,7 +31,7 @@ pub(super) fn run(args: &GenerateArgs, output: &Output) -> Result<(), Stop> {
         args,
         output,
         tokenizer: text.then(|| tokenizer(&args.model.model)).transpose()?,
-        stop: StopStrings::new(args.stop.iter().cloned()),
+        stop: StopStrings::new(spec.stop),
         decoder: Decoder::new(),
         sequences: prompts.iter().map(|_| Sequence::default()).collect(),
     };
@@ -56,6 +58,20 @@ pub(super) fn run(args: &GenerateArgs, output: &Output) -> Result<(), Stop> {
 
 fn tokenizer(directory: &Path) -> Result<Tokenizer, Fault> {
     Tokenizer::load(directory).map_err(|error| engine(&error))
+}
+
+impl GenerateArgs {
+    /// The settings as a job has them, which can be checked.
+    fn sampling(&self) -> SamplingSpec {
+        SamplingSpec {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            seed: self.seed,
+            stop: self.stop.clone(),
+        }
+    }
 }
 
 struct Generation<'a> {
@@ -153,10 +169,18 @@ impl Generation<'_> {
 
     fn leave(&mut self, id: usize, end: &'static str) -> Result<(), Stop> {
         // Sequences that were never started, or have left, are none of the decoder's.
-        if let Ok(prompt) = self.decoder.prompt_logprobs(id as u64) {
-            self.sequences[id].prompt = prompt.to_vec();
-            self.sequences[id].end = end;
-            self.decoder.remove(id as u64);
+        let Ok(prompt) = self.decoder.prompt_logprobs(id as u64) else {
+            return Ok(());
+        };
+        let sequence = &mut self.sequences[id];
+        sequence.prompt = prompt.to_vec();
+        sequence.end = end;
+        self.decoder.remove(id as u64);
+        if let Some(tokenizer) = self.tokenizer.as_ref().filter(|_| self.args.stream) {
+            let rest = std::mem::take(&mut sequence.stream).finish(tokenizer);
+            let rest = rest.map_err(|error| engine(&error))?;
+            let line = json!({ "event": "end", "sequence": id, "end": end, "text": rest });
+            self.output.json(&line)?;
         }
         Ok(())
     }

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use volley_engine::adapter::Adapter;
 use volley_engine::decode::{Decoder, Request, SequenceId};
 use volley_protocol::Fault;
+use volley_worker::ADAPTER_READER_NICENESS;
 
 use super::{Bench, engine, round};
 
@@ -21,8 +22,6 @@ const TURNOVER: usize = 64;
 const STEPS: usize = 48;
 /// The step of the second half before which the version arrives.
 const ARRIVAL: usize = 8;
-/// How far the thread that reads the version stands back, as in a worker.
-const NICENESS: i32 = 10;
 
 /// The episodes under way.
 struct Table<'a> {
@@ -99,7 +98,7 @@ pub(super) fn run(bench: &Bench<'_>) -> Result<Value, Fault> {
     let arrived = AtomicBool::new(false);
     let read = || {
         // Without the permission to stand back it reads all the same.
-        let _ = rustix::process::nice(NICENESS);
+        let _ = rustix::process::nice(ADAPTER_READER_NICENESS);
         let read = Adapter::from_bytes(bench.model.config(), &bytes);
         let adapter = read.map_err(|error| engine(&error))?;
         adapter.prepare(bench.model.compute());
