@@ -25,6 +25,15 @@ fn compute(name: &str) -> Result<volley_engine::Compute, String> {
     volley_engine::Compute::from_name(name).ok_or_else(|| format!("{name} is neither f32 nor bf16"))
 }
 
+/// Threads of a policy; more than the largest machine has would only fail later.
+const THREADS_MAX: usize = 256;
+
+/// A number of threads, for flags.
+fn threads(text: &str) -> Result<usize, String> {
+    let count = text.parse().ok().filter(|n| (1..=THREADS_MAX).contains(n));
+    count.ok_or_else(|| format!("allowed is 1 to {THREADS_MAX}"))
+}
+
 fn main() -> ExitCode {
     // First of all: what a launcher handed over must not be read by anything else.
     let handoff = Handoff::take();

@@ -92,6 +92,16 @@ pub enum EngineError {
         /// What is wrong.
         reason: String,
     },
+    /// A weight is NaN or infinite.
+    #[error("{}: tensor {tensor} has a value at index {index} that is not finite", file.display())]
+    TensorNonfinite {
+        /// The file.
+        file: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// First offending element, row-major.
+        index: usize,
+    },
     /// The model needs something that this engine does not compute.
     #[error("{}: {what} is not supported", file.display())]
     ModelUnsupported {
@@ -180,6 +190,7 @@ impl From<&EngineError> for Fault {
             EngineError::Io { .. } => ErrorCode::IoFailed,
             EngineError::Truncated { .. }
             | EngineError::SafetensorsHeader { .. }
+            | EngineError::TensorNonfinite { .. }
             | EngineError::TensorMissing { .. } => ErrorCode::ModelTruncated,
             EngineError::TensorShape { .. }
             | EngineError::TensorDtype { .. }
@@ -215,7 +226,7 @@ impl EngineError {
         match self {
             Self::NotFound { .. } => "MODEL_NOT_FOUND",
             Self::Io { .. } => "MODEL_IO",
-            Self::Truncated { .. } => "MODEL_TRUNCATED",
+            Self::Truncated { .. } | Self::TensorNonfinite { .. } => "MODEL_TRUNCATED",
             Self::SafetensorsHeader { .. } => "SAFETENSORS_HEADER",
             Self::TensorMissing { .. } => "TENSOR_MISSING",
             Self::TensorShape { .. } => "TENSOR_SHAPE",

@@ -100,6 +100,31 @@ impl<'a> TensorView<'a> {
         })
     }
 
+    /// Fails if an element is NaN or infinite: nothing could be computed with it, and what was
+    /// computed would say nothing about why.
+    pub fn expect_finite(self) -> Result<Self, EngineError> {
+        // All bits of the exponent.
+        let nonfinite = |bits: u32, exponent: u32| bits & exponent == exponent;
+        let pairs = || self.bytes.as_chunks::<2>().0.iter();
+        let half = |b: &[u8; 2]| u32::from(u16::from_le_bytes(*b));
+        let index = match self.dtype {
+            Dtype::F32 => {
+                let mut all = self.bytes.as_chunks::<4>().0.iter();
+                all.position(|b| nonfinite(u32::from_le_bytes(*b), 0x7f80_0000))
+            }
+            Dtype::Bf16 => pairs().position(|b| nonfinite(half(b), 0x7f80)),
+            Dtype::F16 => pairs().position(|b| nonfinite(half(b), 0x7c00)),
+        };
+        match index {
+            None => Ok(self),
+            Some(index) => Err(EngineError::TensorNonfinite {
+                file: self.file.to_owned(),
+                tensor: self.name.to_owned(),
+                index,
+            }),
+        }
+    }
+
     /// The elements as f32, row-major. Every stored value is represented exactly.
     #[must_use]
     pub fn to_f32(&self) -> Vec<f32> {

@@ -207,6 +207,14 @@ fn a_model_says_what_is_wrong_with_its_folder() {
     assert!(error.to_string().contains("model.layers.1."), "{error}");
     fs::write(&weights, []).expect("writable");
     assert_eq!(load(dir.path()).code(), "MODEL_TRUNCATED");
+    // The last value of the file becomes NaN in f32, f16 and bf16 alike.
+    let mut not_a_number = whole.clone();
+    let end = not_a_number.len();
+    not_a_number[end - 4..].fill(0xff);
+    fs::write(&weights, &not_a_number).expect("writable");
+    let error = load(dir.path());
+    assert_eq!(error.code(), "MODEL_TRUNCATED");
+    assert!(error.to_string().contains("not finite"), "{error}");
     fs::remove_file(&weights).expect("it is there");
     assert_eq!(load(dir.path()).code(), "MODEL_NOT_FOUND");
 

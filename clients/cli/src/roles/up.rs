@@ -63,7 +63,7 @@ pub(crate) struct UpArgs {
     #[arg(long, value_name = "N", default_value_t = 32)]
     slots: u32,
     /// Threads of each worker's policy.
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = crate::threads)]
     threads: usize,
     /// Number format of the workers' matrix products: f32 or bf16.
     #[arg(long, value_name = "FORMAT", default_value = "f32", value_parser = crate::compute)]

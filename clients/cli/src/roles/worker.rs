@@ -40,7 +40,7 @@ pub(crate) struct WorkerArgs {
     #[arg(long, value_name = "N", default_value_t = 32)]
     pub(crate) slots: u32,
     /// Threads of the policy.
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = crate::threads)]
     pub(crate) threads: usize,
     /// Number format of the matrix products: f32 or bf16.
     #[arg(long, value_name = "FORMAT", default_value = "f32", value_parser = crate::compute)]

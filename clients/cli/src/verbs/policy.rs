@@ -74,7 +74,7 @@ fn grad(args: &GradArgs, output: &Output) -> Result<(), Stop> {
         .map(|g| f64::from(*g).powi(2));
     let grad_norm = squares.sum::<f64>().sqrt();
     write(&args.out, &tensors, &std::collections::BTreeMap::new())
-        .map_err(|error| engine(&error))?;
+        .map_err(|error| unreadable(&error))?;
     if args.model.json {
         let mut object = step_object(&step);
         object["grad_norm"] = grad_norm.into();
@@ -122,7 +122,7 @@ fn adamw(args: &AdamwArgs, output: &Output) -> Result<(), Stop> {
     trainer
         .published()
         .save_peft(&args.out, &base)
-        .map_err(|error| engine(&error))?;
+        .map_err(|error| unreadable(&error))?;
     if args.model.json {
         let out = args.out.to_string_lossy();
         return output.json(&json!({ "steps": steps, "out": out }));
@@ -169,7 +169,7 @@ impl BatchArgs {
         let data = data::read(&self.data)?;
         let (model, threads) = model.load(true, output)?;
         let adapter = Adapter::load_peft_for(&model, &self.adapter);
-        let adapter = adapter.map_err(|error| engine(&error))?;
+        let adapter = adapter.map_err(|error| unreadable(&error))?;
         let trainer = Trainer::new(Arc::new(model), adapter, threads);
         Ok((trainer.map_err(|error| engine(&error))?, data, loss))
     }
@@ -183,7 +183,7 @@ fn threads(count: Option<usize>) -> Threads {
 
 fn adapter(model: &Model, directory: Option<&Path>) -> Result<Option<Adapter>, Fault> {
     let loaded = directory.map(|directory| Adapter::load_peft_for(model, directory));
-    loaded.transpose().map_err(|error| engine(&error))
+    loaded.transpose().map_err(|error| unreadable(&error))
 }
 
 /// Token ids of an input file.
@@ -220,6 +220,15 @@ fn ids(path: &Path) -> Result<Vec<Vec<u32>>, Fault> {
 /// The fault of an engine error.
 fn engine(error: &EngineError) -> Fault {
     Fault::from(error)
+}
+
+/// The fault of an error with a file that is no model's: data, adapters, results.
+fn unreadable(error: &EngineError) -> Fault {
+    let fault = engine(error);
+    match error {
+        EngineError::NotFound { .. } => Fault::new(ErrorCode::IoFailed, fault.message),
+        _ => fault,
+    }
 }
 
 #[cfg(test)]

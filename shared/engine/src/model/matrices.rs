@@ -123,7 +123,7 @@ impl<'a> Matrices<'a> {
     fn pack(&self, matrix: &Matrix) -> Result<PackedWeights, EngineError> {
         let Matrix { name, format, n, k } = matrix;
         let (n, k) = (*n, *k);
-        let view = self.checkpoint.tensor(name, &[n, k])?;
+        let view = self.checkpoint.tensor(name, &[n, k])?.expect_finite()?;
         Ok(match (view.to_bf16_bits(), format) {
             (Some(bits), _) => PackedWeights::pack_bf16(&bits, n, k),
             (None, Format::F32) => PackedWeights::pack(&view.to_f32(), n, k),

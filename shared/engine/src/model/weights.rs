@@ -126,7 +126,7 @@ fn layer(
     let bias = |target: Target| {
         let name = format!("{prefix}.{}.bias", target.path());
         let view = checkpoint.tensor(&name, &[target.shape(config).0])?;
-        Ok::<_, EngineError>(view.to_f32())
+        Ok::<_, EngineError>(view.expect_finite()?.to_f32())
     };
     let biases = match config.qkv_bias {
         true => Some([bias(Target::Q)?, bias(Target::K)?, bias(Target::V)?]),
@@ -158,6 +158,7 @@ fn norm(
 ) -> Result<Vec<f32>, EngineError> {
     let mut weight = checkpoint
         .tensor(&format!("{name}.weight"), &[len])?
+        .expect_finite()?
         .to_f32();
     if config.norm_plus_one {
         weight.iter_mut().for_each(|value| *value += 1.0);

@@ -31,7 +31,7 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "FORMAT", default_value = "bf16", value_parser = crate::compute)]
     pub(super) compute: Compute,
     /// Threads. Default: all cores.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = crate::threads)]
     pub(super) threads: Option<usize>,
     /// What to measure, in this order; by default everything.
     #[arg(long, value_name = "PART,…", value_delimiter = ',', value_enum)]
@@ -89,7 +89,7 @@ pub(super) struct ModelArgs {
     #[arg(long, value_name = "DIR")]
     pub(super) model: PathBuf,
     /// Threads; they change the time, not the result. Default: all cores.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = crate::threads)]
     pub(super) threads: Option<usize>,
     /// Number format of the matrix products: f32 or bf16.
     #[arg(long, value_name = "FORMAT", default_value = "f32", value_parser = crate::compute)]

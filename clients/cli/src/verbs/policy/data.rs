@@ -9,10 +9,10 @@ use volley_engine::safetensors::SafetensorsFile;
 use volley_engine::train::Datum;
 use volley_protocol::{ErrorCode, Fault};
 
-use super::engine;
+use super::unreadable;
 
 pub(super) fn read(path: &Path) -> Result<Vec<Datum>, Fault> {
-    let file = SafetensorsFile::open(path).map_err(|error| engine(&error))?;
+    let file = SafetensorsFile::open(path).map_err(|error| unreadable(&error))?;
     let has = |name: &String| file.names().any(|known| known == name);
     let mut data = Vec::new();
     loop {
@@ -36,9 +36,9 @@ fn datum(file: &SafetensorsFile, i: usize, tokens: &str) -> Result<Datum, Fault>
         let tensor = file.tensor(&format!("datum{i}.{field}"));
         tensor
             .map(|tensor| tensor.to_f32())
-            .map_err(|error| engine(&error))
+            .map_err(|error| unreadable(&error))
     };
-    let ids = file.integers(tokens).map_err(|error| engine(&error))?;
+    let ids = file.integers(tokens).map_err(|error| unreadable(&error))?;
     let tokens = ids.iter().map(|id| {
         u32::try_from(*id).map_err(|_| {
             Fault::new(
