@@ -136,16 +136,15 @@ impl PackedWeights {
     /// These weights with inputs and outputs exchanged, in the same number format.
     #[must_use]
     pub fn transposed(&self) -> Self {
-        match &self.panels {
-            // pack_transposed(w[a, b]) has outputs b and inputs a; here a = n, b = k.
-            Panels::F32(_) => Self::pack_transposed(&self.to_row_major(), self.n, self.k),
-            Panels::Bf16(all) => {
-                let depth = self.k.div_ceil(2);
-                Self::pack_pairs(self.k, self.n, |input, output| {
-                    let pair = all[output / LANES * depth + input / 2][output % LANES];
-                    (pair >> (input % 2 * 16)) as u16
-                })
-            }
+        let sizes = [self.n, self.k];
+        let panels = match &self.panels {
+            Panels::F32(all) => Panels::F32(turn(all, sizes, Format::F32, turn_f32).into()),
+            Panels::Bf16(all) => Panels::Bf16(turn(all, sizes, Format::Bf16, turn_bf16).into()),
+        };
+        Self {
+            n: self.k,
+            k: self.n,
+            panels,
         }
     }
 
@@ -228,5 +227,79 @@ impl PackedWeights {
             Format::Bf16 => Panels::Bf16(Elements::in_place(bytes, range)?),
         };
         Some(Self { n, k, panels })
+    }
+}
+
+/// Panels of the transpose that are written side by side: a tile of each is read from one page.
+const TURNED_TOGETHER: usize = 8;
+
+/// The panels of the transpose of `[n, k]`, tile by tile: sixteen inputs of a panel, `ROWS` rows
+/// that follow each other, become as many rows of a panel of the transpose. Element by element,
+/// every one would come from another cache line.
+fn turn<T: Copy + Default, const ROWS: usize>(
+    panels: &[[T; LANES]],
+    [n, k]: [usize; 2],
+    format: Format,
+    turn_tile: impl Fn(&[[T; LANES]; ROWS]) -> [[T; LANES]; ROWS],
+) -> Vec<[T; LANES]> {
+    let (depth, turned_depth) = (format.depth(k), format.depth(n));
+    let mut turned = vec![[T::default(); LANES]; k.div_ceil(LANES) * turned_depth];
+    let together = (TURNED_TOGETHER * turned_depth).max(1);
+    for (group, to) in turned.chunks_mut(together).enumerate() {
+        for panel in 0..n.div_ceil(LANES) {
+            let from = &panels[panel * depth..][..depth];
+            let from = from.chunks(ROWS).skip(group * TURNED_TOGETHER);
+            for (from, to) in from.zip(to.chunks_exact_mut(turned_depth)) {
+                let to = &mut to[panel * ROWS..];
+                let rows = to.len().min(ROWS);
+                // Inputs that do not exist are outputs of zeros.
+                let mut tile = [[T::default(); LANES]; ROWS];
+                tile[..from.len()].copy_from_slice(from);
+                to[..rows].copy_from_slice(&turn_tile(&tile)[..rows]);
+            }
+        }
+    }
+    turned
+}
+
+fn turn_f32(tile: &[[f32; LANES]; LANES]) -> [[f32; LANES]; LANES] {
+    std::array::from_fn(|row| std::array::from_fn(|lane| tile[lane][row]))
+}
+
+/// The same of pairs: two by two, the high half of one and the low half of the next change places.
+fn turn_bf16(tile: &[[u32; LANES]; LANES / 2]) -> [[u32; LANES]; LANES / 2] {
+    let mut turned = [[0; LANES]; LANES / 2];
+    for (step, from) in tile.iter().enumerate() {
+        for (to, &[even, odd]) in turned.iter_mut().zip(from.as_chunks::<2>().0) {
+            to[2 * step] = even & 0xffff | odd << 16;
+            to[2 * step + 1] = even >> 16 | odd & 0xffff_0000;
+        }
+    }
+    turned
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn transposed_panels_are_those_of_the_transposed_matrix() {
+        let sizes = [0, 1, 2, 7, 15, 16, 17, 18, 31, 33, 64, 101];
+        for (n, k) in sizes.iter().flat_map(|n| sizes.map(|k| (*n, k))) {
+            // Different everywhere, and nothing that rounding changes.
+            let bits: Vec<u16> = (0..n * k).map(|i| 0x3f80 + i as u16).collect();
+            let turned = (0..n * k)
+                .map(|i| bits[i % n * k + i / n])
+                .collect::<Vec<_>>();
+            let packed = PackedWeights::pack_bf16(&bits, n, k).transposed();
+            let expected = PackedWeights::pack_bf16(&turned, k, n);
+            assert_eq!(packed.as_bytes(), expected.as_bytes(), "bf16 [{n}, {k}]");
+            assert_eq!((packed.n(), packed.k()), (k, n));
+            let [w, turned] = [bits, turned].map(|bits| bits.into_iter().map(widen).collect());
+            let (w, turned): (Vec<f32>, Vec<f32>) = (w, turned);
+            let packed = PackedWeights::pack(&w, n, k).transposed();
+            let expected = PackedWeights::pack(&turned, k, n);
+            assert_eq!(packed.as_bytes(), expected.as_bytes(), "f32 [{n}, {k}]");
+        }
     }
 }
