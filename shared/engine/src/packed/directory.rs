@@ -94,43 +94,55 @@ impl<'a> Directory<'a> {
         }
     }
 
-    /// Removes the files that were not used for longest until another of `bytes` fits.
+    /// Removes the files that were not used for longest until another of `bytes` fits; none when
+    /// it would not fit even then.
     pub(super) fn make_room(&self, bytes: u64) -> Result<(), Trouble> {
+        self.remove_remains()?;
         let disk = rustix::fs::statvfs(self.path).map_err(io::Error::from);
         let disk = disk.map_err(|error| Trouble::io("measure", self.path, &error))?;
         let free = disk.f_bavail.saturating_mul(disk.f_frsize);
         self.make_room_beside(bytes, free)
     }
 
+    /// Removes what processes left behind that died while they wrote: this one has the turn, so
+    /// nobody writes.
+    fn remove_remains(&self) -> Result<(), Trouble> {
+        let files = self.files()?;
+        let remains = |file: &&Listed| file.path.extension().is_some_and(|e| e == &TEMPORARY[1..]);
+        files.iter().filter(remains).try_for_each(Listed::remove)
+    }
+
     fn make_room_beside(&self, bytes: u64, free: u64) -> Result<(), Trouble> {
-        let files = list(self.path).map_err(|error| Trouble::io("list", self.path, &error))?;
+        let files = self.files()?;
         let mut cached: u64 = files.iter().map(|file| file.bytes).sum();
         let most = BYTES_MAX.min(free.saturating_add(cached) / PART_OF_FREE);
-        for file in files {
-            // This process has the turn, so nobody writes: these are remains of a dead one.
-            let remains = file.path.extension().is_some_and(|e| e == &TEMPORARY[1..]);
-            // A file from the future counts as new.
-            let age = SystemTime::now().duration_since(file.used);
-            let old = age.unwrap_or_default() >= YOUNG;
-            let full = cached.saturating_add(bytes) > most;
-            if !(remains || full && old) {
-                continue;
-            }
-            let removed = fs::remove_file(&file.path);
-            removed.map_err(|error| Trouble::io("remove", &file.path, &error))?;
-            cached -= file.bytes;
-        }
-        if cached.saturating_add(bytes) > most {
+        let now = SystemTime::now();
+        // A file from the future counts as new.
+        let age = |file: &Listed| now.duration_since(file.used).unwrap_or_default();
+        let (old, young): (Vec<_>, Vec<_>) = files.into_iter().partition(|file| age(file) >= YOUNG);
+        let stays: u64 = young.iter().map(|file| file.bytes).sum();
+        if stays.saturating_add(bytes) > most {
             let reason = format!(
                 "{} would have to hold {} MiB beside {} MiB in use, and may hold {} MiB",
                 self.path.display(),
                 bytes >> 20,
-                cached >> 20,
+                stays >> 20,
                 most >> 20,
             );
             return Err(Trouble::Cache(reason));
         }
+        for file in old {
+            if cached.saturating_add(bytes) <= most {
+                break;
+            }
+            file.remove()?;
+            cached -= file.bytes;
+        }
         Ok(())
+    }
+
+    fn files(&self) -> Result<Vec<Listed>, Trouble> {
+        list(self.path).map_err(|error| Trouble::io("list", self.path, &error))
     }
 
     /// A new file that becomes `name` later.
@@ -183,6 +195,12 @@ pub(super) struct Listed {
     path: PathBuf,
     used: SystemTime,
     pub(super) bytes: u64,
+}
+
+impl Listed {
+    fn remove(&self) -> Result<(), Trouble> {
+        fs::remove_file(&self.path).map_err(|error| Trouble::io("remove", &self.path, &error))
+    }
 }
 
 /// The files of a cache, those first that were not used for longest; nothing else that stands in
@@ -263,41 +281,66 @@ mod tests {
         path
     }
 
+    /// A cache of three files, and a file of somebody else.
+    fn crowd(root: &Path) -> [PathBuf; 4] {
+        let [old, older, young] =
+            [('a', 5), ('b', 9), ('c', 0)].map(|(digit, h)| file(root, digit, 1 << 20, h));
+        let foreign = root.join("notes.packed");
+        fs::rename(file(root, 'd', 1 << 20, 99), &foreign).expect("ours");
+        [old, older, young, foreign]
+    }
+
+    /// Room for so many megabytes is a quarter of four times as many; three are cached.
+    const fn free_for(megabytes: u64) -> u64 {
+        (4 * megabytes - 3) << 20
+    }
+
     #[test]
     fn the_oldest_leave_and_the_young_stay() {
         let root = tempfile::tempdir().expect("a temporary directory");
-        let [old, older, young] =
-            [('a', 5), ('b', 9), ('c', 0)].map(|(digit, h)| file(root.path(), digit, 1 << 20, h));
-        let remains = PathBuf::from(format!("{}.77{TEMPORARY}", older.display()));
-        let foreign = root.path().join("notes.packed");
-        for path in [&remains, &foreign] {
-            fs::copy(&older, path).expect("writable");
-            let long_ago = SystemTime::now() - Duration::from_hours(99);
-            let file = File::options()
-                .append(true)
-                .open(path)
-                .expect("it is there");
-            file.set_modified(long_ago).expect("ours");
-        }
+        let all = crowd(root.path());
+        let there = || all.each_ref().map(|path| path.exists());
         let directory = Directory::open(root.path()).expect("ours");
-        let there = || [&old, &older, &young, &remains, &foreign].map(|path| path.exists());
-        // Four files of ours; room for four is a quarter of sixteen.
-        let free = |megabytes: u64| (megabytes - 4) << 20;
-        directory
-            .make_room_beside(1 << 20, free(16))
-            .expect("the remains leave");
-        assert_eq!(there(), [true, true, true, false, true]);
-        directory
-            .make_room_beside(1 << 20, free(13))
-            .expect("one leaves");
-        assert_eq!(there(), [true, false, true, false, true]);
-        let full = directory.make_room_beside(1 << 20, 0).expect_err("no room");
-        assert!(reason(full).contains("may hold 0 MiB"));
-        assert_eq!(there(), [false, false, true, false, true]);
-        let huge = directory
-            .make_room_beside(BYTES_MAX, u64::MAX)
-            .expect_err("no room");
-        assert!(reason(huge).contains("may hold 65536 MiB"));
+        let make = |room| directory.make_room_beside(1 << 20, room);
+        make(free_for(4)).expect("all fit");
+        assert_eq!(there(), [true, true, true, true]);
+        make(free_for(3)).expect("one leaves");
+        assert_eq!(there(), [true, false, true, true]);
+    }
+
+    #[test]
+    fn what_cannot_fit_costs_no_other_file() {
+        let root = tempfile::tempdir().expect("a temporary directory");
+        let all = crowd(root.path());
+        let there = || all.each_ref().map(|path| path.exists());
+        let directory = Directory::open(root.path()).expect("ours");
+        // The young one stays, and the room of the others would not be enough.
+        for (bytes, free) in [(1, 0), (3, free_for(3)), (BYTES_MAX >> 20, u64::MAX)] {
+            let full = directory.make_room_beside(bytes << 20, free);
+            let full = reason(full.expect_err("no room"));
+            let expected = format!("hold {bytes} MiB beside 1 MiB in use, and may hold");
+            assert!(full.contains(&expected), "{full}");
+            assert_eq!(there(), [true, true, true, true]);
+        }
+        let two = directory.make_room_beside(2 << 20, free_for(3));
+        two.expect("two leave");
+        assert_eq!(there(), [false, false, true, true]);
+    }
+
+    #[test]
+    fn remains_of_the_dead_leave_whether_or_not_there_is_room() {
+        let root = tempfile::tempdir().expect("a temporary directory");
+        let all = crowd(root.path());
+        let directory = Directory::open(root.path()).expect("ours");
+        for bytes in [0, BYTES_MAX] {
+            // As young as can be: whoever has the turn knows that its writer is dead.
+            let remains = PathBuf::from(format!("{}.77{TEMPORARY}", all[0].display()));
+            fs::write(&remains, "half a matrix").expect("writable");
+            let room = directory.make_room(bytes);
+            assert_eq!(room.is_ok(), bytes == 0);
+            assert!(!remains.exists());
+        }
+        assert_eq!(all.map(|path| path.exists()), [true; 4]);
     }
 
     #[test]
