@@ -20,8 +20,10 @@ const TEMPORARY: &str = ".tmp";
 /// learner's and a worker's files for it.
 const BYTES_MAX: u64 = 64 << 30;
 
-/// The cache takes at most one part in so many of what the disk has for it.
-const PART_OF_FREE: u64 = 4;
+/// The cache takes at most one part in so many of what would be free without it: half, so that as
+/// much is left to everything else, and a learner of eight billion weights in bfloat16 (two files,
+/// 31 GiB) needs 62 GiB and not twice that.
+const PART_OF_FREE: u64 = 2;
 
 /// Files that were used since are not removed: processes of a run that is about to start may still
 /// come for them, and would pack their own.
@@ -290,9 +292,9 @@ mod tests {
         [old, older, young, foreign]
     }
 
-    /// Room for so many megabytes is a quarter of four times as many; three are cached.
+    /// Room for so many megabytes is half of twice as many; three are cached.
     const fn free_for(megabytes: u64) -> u64 {
-        (4 * megabytes - 3) << 20
+        (2 * megabytes - 3) << 20
     }
 
     #[test]
