@@ -23,14 +23,17 @@ mod file;
 
 use std::fmt;
 use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+use rustix::io::Errno;
 
 use crate::cpu::pack::PackedWeights;
 use crate::error::EngineError;
 use directory::Directory;
 pub(crate) use file::Matrix;
-use file::{Layout, Trouble};
+use file::{Layout, Trouble, Unusable};
 
 /// Models with fewer bytes of weights are packed in milliseconds and share nothing worth a file.
 const MODEL_BYTES_MIN: u64 = 16 << 20;
@@ -182,12 +185,12 @@ impl PackedCache {
     ) -> Result<(Vec<PackedWeights>, Packing), Trouble> {
         let directory = Directory::open(&self.directory)?;
         let file = self.directory.join(layout.file_name());
-        if let Found::Whole(weights) = find(&file, layout) {
+        if let Found::Whole(weights) = find(&file, layout)? {
             return Ok((weights, Packing::Mapped { file }));
         }
         // Workers that start together must not pack side by side: they would map one file each.
         let _turn = directory.take_turn()?;
-        let damage = match find(&file, layout) {
+        let damage = match find(&file, layout)? {
             Found::Whole(weights) => return Ok((weights, Packing::Mapped { file })),
             Found::Damaged(damage) => {
                 // Its room is needed. Where this fails, so does the renaming below.
@@ -202,8 +205,10 @@ impl PackedCache {
         // Others see it only after it has passed the test that theirs will have to pass.
         let written = directory::open_read_only(temporary.path())
             .map_err(|error| Trouble::io("open", temporary.path(), &error))?;
-        let weights = read(&written, layout)
-            .map_err(|damage| Trouble::Cache(format!("a new file was damaged: {damage}")))?;
+        let weights = read(&written, layout).map_err(|unusable| match unusable {
+            Unusable::Damaged(why) => Trouble::Cache(format!("a new file was damaged: {why}")),
+            Unusable::Unreadable(what, error) => Trouble::io(what, temporary.path(), &error),
+        })?;
         temporary.rename_to(&file)?;
         Ok((weights, Packing::Written { file, damage }))
     }
@@ -216,24 +221,119 @@ enum Found {
     Whole(Vec<PackedWeights>),
 }
 
-fn find(path: &Path, layout: &Layout) -> Found {
-    match directory::open_read_only(path) {
-        Ok(file) => match read(&file, layout) {
-            Ok(weights) => {
-                // The oldest go first when room is needed. Only a hint: an error changes nothing.
-                let _ = file.set_modified(std::time::SystemTime::now());
-                Found::Whole(weights)
-            }
-            Err(damage) => Found::Damaged(damage),
-        },
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Found::Absent,
-        Err(error) => Found::Damaged(error.to_string()),
+/// Looks for a file. What the operating system refuses is no damage: others may be using it.
+fn find(path: &Path, layout: &Layout) -> Result<Found, Trouble> {
+    let file = match directory::open_read_only(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Absent),
+        // Links are not followed, so this is one, and not a file of ours.
+        Err(error) if error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => {
+            return Ok(Found::Damaged("it is a link".to_owned()));
+        }
+        Err(error) => return Err(Trouble::io("open", path, &error)),
+    };
+    match read(&file, layout) {
+        Ok(weights) => {
+            // The oldest go first when room is needed. Only a hint: an error changes nothing.
+            let _ = file.set_modified(std::time::SystemTime::now());
+            Ok(Found::Whole(weights))
+        }
+        Err(Unusable::Damaged(why)) => Ok(Found::Damaged(why)),
+        Err(Unusable::Unreadable(what, error)) => Err(Trouble::io(what, path, &error)),
     }
 }
 
-/// Checks a file, maps it, and returns its matrices; otherwise what is wrong with it.
-fn read(file: &File, layout: &Layout) -> Result<Vec<PackedWeights>, String> {
+/// Checks a file, maps it, and returns its matrices.
+fn read(file: &File, layout: &Layout) -> Result<Vec<PackedWeights>, Unusable> {
     directory::check_ownership(file)?;
     let bytes = Arc::new(layout.map(file)?);
     layout.weights(&bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_opened_is_not_damaged() {
+        let root = tempfile::tempdir().expect("a folder");
+        let layout = Layout::new(&[7; 32], &[]).expect("small");
+        let plain = root.path().join("plain");
+        std::fs::write(&plain, "").expect("writable");
+        let Err(Trouble::Cache(reason)) = find(&plain.join("below"), &layout) else {
+            panic!("it cannot be there");
+        };
+        assert!(reason.starts_with("cannot open"), "{reason}");
+        assert!(matches!(find(&plain, &layout), Ok(Found::Damaged(_))));
+        let absent = find(&root.path().join("absent"), &layout);
+        assert!(matches!(absent, Ok(Found::Absent)));
+    }
+
+    /// A process whose address space is limited, as `ulimit -v` does.
+    #[cfg(target_os = "linux")]
+    mod limited {
+        use super::*;
+        use crate::cpu::pack::Format;
+
+        const MATRIX: [usize; 2] = [4096, 4096];
+
+        fn provided(directory: &Path) -> Packing {
+            let [n, k] = MATRIX;
+            let matrix = Matrix {
+                name: "zeros".to_owned(),
+                format: Format::F32,
+                n,
+                k,
+            };
+            let zeros = |_| Ok(PackedWeights::pack(&vec![0.0; n * k], n, k));
+            let provided = PackedCache::new(directory).provide(&[7; 32], &[matrix], &zeros);
+            provided.expect("nothing fails that is needed").1
+        }
+
+        /// Runs one of these tests alone in a process, whose limits it may change.
+        fn alone(test: &str, directory: &Path) {
+            let tests = std::env::current_exe().expect("it runs");
+            let mut command = std::process::Command::new(tests);
+            command.args(["--exact", "--nocapture", test]);
+            let output = command.env("VOLLEY_TEST_DIRECTORY", directory).output();
+            let output = output.expect("it starts");
+            let said = String::from_utf8_lossy(&output.stdout);
+            assert!(output.status.success(), "{said}");
+            assert!(said.contains("1 passed"), "{said}");
+        }
+
+        #[test]
+        fn who_cannot_map_a_file_leaves_it_to_the_others() {
+            let root = tempfile::tempdir().expect("a folder");
+            let Packing::Written { file, damage: None } = provided(root.path()) else {
+                panic!("nothing was there");
+            };
+            alone("packed::tests::limited::little_address_space", root.path());
+            assert_eq!(provided(root.path()), Packing::Mapped { file });
+        }
+
+        /// The main function of the process that cannot map.
+        #[test]
+        #[expect(clippy::disallowed_methods, reason = "a test's child")]
+        fn little_address_space() {
+            use rustix::process::{Resource, Rlimit, setrlimit};
+
+            let Some(directory) = std::env::var_os("VOLLEY_TEST_DIRECTORY") else {
+                return;
+            };
+            let status = std::fs::read_to_string("/proc/self/status").expect("Linux has it");
+            let size = status.lines().find_map(|line| line.strip_prefix("VmSize:"));
+            let kib = size.and_then(|size| size.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+            let most = (kib.expect("a number") << 10) + (16 << 20);
+            let limit = Rlimit {
+                current: Some(most),
+                maximum: Some(most),
+            };
+            setrlimit(Resource::As, limit).expect("less is allowed");
+            let Packing::Refused { reason } = provided(Path::new(&directory)) else {
+                panic!("a file of 64 MiB fits nowhere");
+            };
+            assert!(reason.contains("cannot map"), "{reason}");
+        }
+    }
 }

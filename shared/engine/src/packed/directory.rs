@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use rustix::fs::OFlags;
 
-use super::file::Trouble;
+use super::file::{Trouble, Unusable};
 
 /// What packed files end with.
 pub(super) const SUFFIX: &str = ".packed";
@@ -251,11 +251,13 @@ pub(super) fn open_read_only(path: &Path) -> io::Result<File> {
 }
 
 /// A file that somebody else made or may change is not used.
-pub(super) fn check_ownership(file: &File) -> Result<(), String> {
-    let found = file.metadata().map_err(|error| error.to_string())?;
+pub(super) fn check_ownership(file: &File) -> Result<(), Unusable> {
+    let found = file.metadata();
+    let found = found.map_err(|error| Unusable::Unreadable("look at", error))?;
     let owner = rustix::process::geteuid().as_raw();
     if !found.is_file() || found.uid() != owner || found.mode() & 0o022 != 0 {
-        return Err("it is not a file that this user alone can change".to_owned());
+        let why = "it is not a file that this user alone can change";
+        return Err(Unusable::Damaged(why.to_owned()));
     }
     Ok(())
 }

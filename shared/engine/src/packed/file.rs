@@ -55,10 +55,14 @@ pub(super) enum Trouble {
     Cache(String),
 }
 
-impl From<String> for Trouble {
-    fn from(reason: String) -> Self {
-        Self::Cache(reason)
-    }
+/// Why a file is not used.
+#[derive(Debug)]
+pub(super) enum Unusable {
+    /// It is not what was written, or not ours: another takes its place.
+    Damaged(String),
+    /// The operating system refused what is named. That says nothing about the file, which
+    /// others may be using.
+    Unreadable(&'static str, io::Error),
 }
 
 impl Trouble {
@@ -164,18 +168,20 @@ impl Layout {
     }
 
     /// Maps a file that is exactly as this layout says; otherwise what differs.
-    pub(super) fn map(&self, file: &File) -> Result<Bytes, String> {
-        let length = file.metadata().map_err(|error| error.to_string())?.len();
-        if length != self.file_bytes() {
-            let expected = self.file_bytes();
-            return Err(format!("it has {length} bytes instead of {expected}"));
+    pub(super) fn map(&self, file: &File) -> Result<Bytes, Unusable> {
+        let damaged = |why: &str| Err(Unusable::Damaged(why.to_owned()));
+        let found = file.metadata();
+        let found = found.map_err(|error| Unusable::Unreadable("look at", error))?;
+        let (length, expected) = (found.len(), self.file_bytes());
+        if length != expected {
+            return damaged(&format!("it has {length} bytes instead of {expected}"));
         }
-        let bytes = Bytes::of(file).map_err(|error| error.to_string())?;
+        let bytes = Bytes::of(file).map_err(|error| Unusable::Unreadable("map", error))?;
         let all = bytes.as_slice();
         // Its length may have changed in between; then the parts are not there.
         let part = |range: Range<usize>| all.get(range).unwrap_or_default();
         if part(0..self.header.len()) != self.header {
-            return Err("its header is another".to_owned());
+            return damaged("its header is another");
         }
         let sums = part(self.file_bytes - SUM * self.places.len()..self.file_bytes);
         let sums = sums.as_chunks::<SUM>().0;
@@ -183,18 +189,18 @@ impl Layout {
             crc32fast::hash(part(place.pages.clone())).to_le_bytes() == *sum
         };
         if sums.len() != self.places.len() || !self.places.iter().zip(sums).all(right) {
-            return Err("a checksum is wrong".to_owned());
+            return damaged("a checksum is wrong");
         }
         Ok(bytes)
     }
 
     /// The matrices of a mapped file, where they are.
-    pub(super) fn weights(&self, bytes: &Arc<Bytes>) -> Result<Vec<PackedWeights>, String> {
+    pub(super) fn weights(&self, bytes: &Arc<Bytes>) -> Result<Vec<PackedWeights>, Unusable> {
         let found = self.places.iter().map(|place| {
             PackedWeights::in_place(place.format, place.shape, bytes, place.pages.start)
         });
         let found: Option<_> = found.collect();
-        found.ok_or_else(|| "its matrices do not lie in it".to_owned())
+        found.ok_or_else(|| Unusable::Damaged("its matrices do not lie in it".to_owned()))
     }
 }
 
