@@ -44,6 +44,16 @@ pub enum EngineError {
         /// Bytes the file has.
         actual_bytes: u64,
     },
+    /// Something wrote into a weight file while the model was loaded.
+    #[error(
+        "{} was written to while the model was loaded, so its weights are of no one version; load \
+         it again when nothing writes there, and replace files by renaming",
+        file.display()
+    )]
+    ModelChanged {
+        /// The file.
+        file: PathBuf,
+    },
     /// A safetensors header that does not describe its file.
     #[error("{} has a broken safetensors header: {reason}", file.display())]
     SafetensorsHeader {
@@ -189,6 +199,7 @@ impl From<&EngineError> for Fault {
             EngineError::NotFound { .. } => ErrorCode::ModelNotFound,
             EngineError::Io { .. } => ErrorCode::IoFailed,
             EngineError::Truncated { .. }
+            | EngineError::ModelChanged { .. }
             | EngineError::SafetensorsHeader { .. }
             | EngineError::TensorNonfinite { .. }
             | EngineError::TensorMissing { .. } => ErrorCode::ModelTruncated,
@@ -227,6 +238,7 @@ impl EngineError {
             Self::NotFound { .. } => "MODEL_NOT_FOUND",
             Self::Io { .. } => "MODEL_IO",
             Self::Truncated { .. } | Self::TensorNonfinite { .. } => "MODEL_TRUNCATED",
+            Self::ModelChanged { .. } => "MODEL_CHANGED",
             Self::SafetensorsHeader { .. } => "SAFETENSORS_HEADER",
             Self::TensorMissing { .. } => "TENSOR_MISSING",
             Self::TensorShape { .. } => "TENSOR_SHAPE",

@@ -7,13 +7,10 @@
 use std::fs::File;
 use std::io;
 use std::ops::{Deref, Range};
-use std::path::Path;
 use std::sync::Arc;
 
 use bytemuck::Pod;
 use memmap2::Mmap;
-
-use crate::error::EngineError;
 
 /// Read-only bytes.
 #[derive(Debug)]
@@ -25,13 +22,7 @@ pub(crate) enum Bytes {
 }
 
 impl Bytes {
-    /// Maps a file; an empty file (which cannot be mapped) becomes an empty buffer.
-    pub(crate) fn map(path: &Path) -> Result<Self, EngineError> {
-        let mapped = File::open(path).and_then(|file| Self::of(&file));
-        mapped.map_err(|e| EngineError::io(path, e))
-    }
-
-    /// Maps an open file, or takes an empty one as it is.
+    /// Maps an open file; an empty one (which cannot be mapped) becomes an empty buffer.
     pub(crate) fn of(file: &File) -> io::Result<Self> {
         if file.metadata()?.len() == 0 {
             return Ok(Self::Owned(Vec::new()));
@@ -106,7 +97,7 @@ mod tests {
     fn ranges_that_hold_no_whole_elements_are_refused() {
         let file = tempfile::NamedTempFile::new().expect("a temporary file");
         std::fs::write(file.path(), [1u8; 64]).expect("writable");
-        let bytes = Arc::new(Bytes::map(file.path()).expect("it is mapped"));
+        let bytes = Arc::new(Bytes::of(file.as_file()).expect("it is mapped"));
         let elements = |range| Elements::<[u32; 4]>::in_place(&bytes, range);
         let whole = elements(16..48).expect("aligned and inside");
         assert_eq!(&*whole, [[0x0101_0101; 4]; 2]);

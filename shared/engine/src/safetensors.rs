@@ -8,6 +8,7 @@
 //! number was compared with the file's length.
 
 mod header;
+mod origin;
 mod write;
 
 use std::collections::BTreeMap;
@@ -17,6 +18,7 @@ use half::f16;
 use half::slice::HalfFloatSliceExt as _;
 
 use header::{Header, check_entries};
+use origin::Origin;
 pub use write::{TensorData, serialize, write};
 
 use crate::error::EngineError;
@@ -173,6 +175,8 @@ impl<'a> TensorView<'a> {
 pub struct SafetensorsFile {
     path: PathBuf,
     bytes: Bytes,
+    /// `None` when the bytes came from memory.
+    origin: Option<Origin>,
     data_start: usize,
     entries: BTreeMap<String, Entry>,
     metadata: BTreeMap<String, String>,
@@ -188,7 +192,33 @@ struct Entry {
 impl SafetensorsFile {
     /// Maps and validates the file at `path`.
     pub fn open(path: &Path) -> Result<Self, EngineError> {
-        Self::parse(path.to_owned(), Bytes::map(path)?)
+        let failed = |error| EngineError::io(path, error);
+        let origin = Origin::open(path).map_err(failed)?;
+        let bytes = Bytes::of(origin.file()).map_err(failed)?;
+        let parsed = Self::parse(path.to_owned(), bytes)?;
+        Ok(Self {
+            origin: Some(origin),
+            ..parsed
+        })
+    }
+
+    /// Whether the open file is still the one that was opened: what was read since then belongs
+    /// together. Another file under its name does not count.
+    ///
+    /// # Errors
+    ///
+    /// Something has written into it, or it cannot be looked at.
+    pub fn check_unchanged(&self) -> Result<(), EngineError> {
+        let Some(origin) = &self.origin else {
+            return Ok(());
+        };
+        match origin.is_unchanged() {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(EngineError::ModelChanged {
+                file: self.path.clone(),
+            }),
+            Err(error) => Err(EngineError::io(&self.path, error)),
+        }
     }
 
     /// Validates bytes that are already in memory; `path` names them in errors.
@@ -303,6 +333,7 @@ impl SafetensorsFile {
         Ok(Self {
             path,
             bytes,
+            origin: None,
             data_start,
             entries,
             metadata: header.metadata,

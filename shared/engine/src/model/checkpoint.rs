@@ -81,6 +81,14 @@ impl Checkpoint {
         self.places.contains_key(name)
     }
 
+    /// Whether nothing has written into the files since they were opened, so that the digest is
+    /// that of the tensors that were read.
+    pub(super) fn check_unchanged(&self) -> Result<(), EngineError> {
+        self.files
+            .iter()
+            .try_for_each(|(_, file)| file.check_unchanged())
+    }
+
     /// SHA-256 over `config` and all weight files, each preceded by its name and length.
     pub(super) fn digest(&self, config: &[u8]) -> [u8; 32] {
         let mut hash = Sha256::new();

@@ -124,11 +124,14 @@ impl<'a> Matrices<'a> {
         let Matrix { name, format, n, k } = matrix;
         let (n, k) = (*n, *k);
         let view = self.checkpoint.tensor(name, &[n, k])?.expect_finite()?;
-        Ok(match (view.to_bf16_bits(), format) {
+        let packed = match (view.to_bf16_bits(), format) {
             (Some(bits), _) => PackedWeights::pack_bf16(&bits, n, k),
             (None, Format::F32) => PackedWeights::pack(&view.to_f32(), n, k),
             (None, Format::Bf16) => PackedWeights::pack_rounded(&view.to_f32(), n, k),
-        })
+        };
+        // Or a file of the cache would keep other weights under this digest.
+        self.checkpoint.check_unchanged()?;
+        Ok(packed)
     }
 }
 

@@ -85,23 +85,34 @@ pub(super) fn load(dir: &Path, options: &LoadOptions) -> Result<Model, EngineErr
     let json = fs::read(&file).map_err(|e| EngineError::io(&file, e))?;
     let config = ModelConfig::parse(&file, &json)?;
     let checkpoint = Checkpoint::open(dir)?;
-    // Of the very files that are packed below: they stay open in between.
+    // Of the very files that are packed below: they stay open in between, and whoever writes into
+    // them is noticed.
     let digest = checkpoint.digest(&json);
-    let matrices = Matrices::of(&checkpoint, &config, options.compute)?;
+    assemble(&checkpoint, config, digest, options)
+}
+
+/// Makes a model from an open checkpoint with that digest.
+fn assemble(
+    checkpoint: &Checkpoint,
+    config: ModelConfig,
+    digest: [u8; 32],
+    options: &LoadOptions,
+) -> Result<Model, EngineError> {
+    let matrices = Matrices::of(checkpoint, &config, options.compute)?;
     let packed = matrices.provide(&digest, options)?;
     let mut all = packed.matrices.into_iter();
     let layers = (0..config.num_layers).map(|index| {
         let linear = all.by_ref().take(Target::ALL.len()).collect();
-        layer(&checkpoint, &config, index, linear)
+        layer(checkpoint, &config, index, linear)
     });
     let layers = layers.collect::<Result<Vec<_>, _>>()?;
     let positions = config.max_position_embeddings;
     let ropes = config.ropes.iter();
-    Ok(Model {
+    let model = Model {
         compute: options.compute,
         digest,
         layers,
-        final_norm: norm(&checkpoint, &config, "model.norm", config.hidden_size)?,
+        final_norm: norm(checkpoint, &config, "model.norm", config.hidden_size)?,
         output: all.next().expect("the output matrix follows the layers"),
         embedding: all.next(),
         transposed: packed.transposed,
@@ -110,7 +121,10 @@ pub(super) fn load(dir: &Path, options: &LoadOptions) -> Result<Model, EngineErr
             .map(|rope| RopeTable::new(config.head_dim, *rope, positions))
             .collect(),
         config,
-    })
+    };
+    // Norms and biases are read after the matrices, or alone when those are mapped.
+    checkpoint.check_unchanged()?;
+    Ok(model)
 }
 
 fn layer(
@@ -164,4 +178,101 @@ fn norm(
         weight.iter_mut().for_each(|value| *value += 1.0);
     }
     Ok(weight)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{File, FileTimes};
+    use std::os::unix::fs::FileExt as _;
+    use std::path::PathBuf;
+    use std::time::{Duration, SystemTime};
+
+    use super::*;
+    use crate::packed::{PackedCache, Packing};
+
+    /// A copy of a tiny model whose files were last written long ago.
+    fn copied() -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/qwen3-tiny");
+        for name in ["config.json", "model.safetensors"] {
+            fs::copy(fixture.join(name), folder.path().join(name)).expect("writable");
+        }
+        let weights = folder.path().join("model.safetensors");
+        let times = FileTimes::new().set_modified(SystemTime::now() - Duration::from_hours(1));
+        let file = File::options().write(true).open(&weights);
+        file.and_then(|f| f.set_times(times)).expect("ours");
+        (folder, weights)
+    }
+
+    /// Loads a model, and does something between the hashing and the packing.
+    fn load_and(
+        dir: &Path,
+        options: &LoadOptions,
+        meanwhile: impl FnOnce(),
+    ) -> Result<Model, EngineError> {
+        let file = dir.join("config.json");
+        let json = fs::read(&file).expect("it is there");
+        let config = ModelConfig::parse(&file, &json).expect("valid");
+        let checkpoint = Checkpoint::open(dir).expect("whole");
+        let digest = checkpoint.digest(&json);
+        meanwhile();
+        assemble(&checkpoint, config, digest, options)
+    }
+
+    /// Changes the last weight in place.
+    fn overwrite(weights: &Path) {
+        let file = File::options().read(true).write(true).open(weights);
+        let file = file.expect("ours");
+        let last = file.metadata().expect("it is there").len() - 1;
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, last).expect("inside");
+        file.write_all_at(&[byte[0] ^ 1], last).expect("writable");
+    }
+
+    fn cached(cache: &Path) -> LoadOptions {
+        LoadOptions {
+            cache: Some(PackedCache::new(cache).for_models_from(0)),
+            training: true,
+            ..LoadOptions::default()
+        }
+    }
+
+    #[test]
+    fn a_checkpoint_that_is_overwritten_while_it_loads_is_refused_and_not_kept() {
+        let (folder, weights) = copied();
+        let cache = folder.path().join("packed");
+        for options in [LoadOptions::default(), cached(&cache)] {
+            let changed = load_and(folder.path(), &options, || overwrite(&weights));
+            let changed = changed.expect_err("its digest is of other weights");
+            assert_eq!(changed.code(), "MODEL_CHANGED");
+            assert!(changed.to_string().contains("model.safetensors"));
+        }
+        let usage = PackedCache::new(&cache).usage().expect("readable");
+        assert_eq!(usage, (0, 0));
+    }
+
+    /// Then nothing is packed; the norms are read from the checkpoint all the same.
+    #[test]
+    fn so_is_one_whose_matrices_are_mapped() {
+        let (folder, weights) = copied();
+        let options = cached(&folder.path().join("packed"));
+        load(folder.path(), &options).expect("it loads");
+        let changed = load_and(folder.path(), &options, || overwrite(&weights));
+        assert_eq!(changed.expect_err("changed").code(), "MODEL_CHANGED");
+    }
+
+    /// The open file stays what it was, so a model that is replaced properly loads.
+    #[test]
+    fn a_checkpoint_that_is_replaced_by_renaming_loads() {
+        let (folder, weights) = copied();
+        let options = cached(&folder.path().join("packed"));
+        let other = folder.path().join("new");
+        fs::copy(&weights, &other).expect("writable");
+        overwrite(&other);
+        let renamed = || fs::rename(&other, &weights).expect("writable");
+        let model = load_and(folder.path(), &options, renamed).expect("it loads");
+        assert!(matches!(model.packings()[0], Packing::Written { .. }));
+        let new = load(folder.path(), &options).expect("it loads");
+        assert_ne!(model.digest(), new.digest());
+    }
 }
