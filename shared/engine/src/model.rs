@@ -35,7 +35,7 @@ pub(crate) use layer::{LayerBuffers, LayerPass, LowRank, SequenceRows, Work};
 pub(crate) use layout::AdapterRun;
 pub(crate) use lora::{PackedAdapter, PackedCell};
 pub use scratch::Scratch;
-pub(crate) use unembed::UnembedBuffers;
+pub(crate) use unembed::{UnembedBuffers, logit_rows};
 pub use weights::LayerWeights;
 
 use crate::config::{Compute, ModelConfig};

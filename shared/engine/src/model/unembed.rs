@@ -11,6 +11,16 @@ use crate::cpu::gemm::{Store, gemm};
 use crate::cpu::ops::rms_norm;
 use crate::cpu::threads::Threads;
 
+/// Logits of one chunk of rows: 2^18 of them are 1 MiB, the second-level cache of one core …
+const CHUNK_VALUES: usize = 1 << 18;
+/// … but never fewer rows than this, or the output matrix would be read too often.
+const CHUNK_ROWS_MIN: usize = 64;
+
+/// Rows whose logits are computed at a time by whoever reads them once.
+pub(crate) fn logit_rows(vocab_size: usize) -> usize {
+    (CHUNK_VALUES / vocab_size).max(CHUNK_ROWS_MIN)
+}
+
 /// What the end of the forward leaves behind.
 #[derive(Debug, Default)]
 pub(crate) struct UnembedBuffers {

@@ -15,12 +15,7 @@ use crate::buffers::sized;
 use crate::config::{Compute, ModelConfig};
 use crate::cpu::softmax::{log_softmax_at, max_and_ln_sum};
 use crate::error::EngineError;
-use crate::model::{AdapterRun, UnembedBuffers};
-
-/// Logits of one chunk: 2^18 of them are 1 MiB, the second-level cache of one core …
-const CHUNK_VALUES: usize = 1 << 18;
-/// … but never fewer rows than this, or the output matrix would be read too often.
-const CHUNK_ROWS_MIN: usize = 64;
+use crate::model::{AdapterRun, UnembedBuffers, logit_rows};
 
 /// A loss token: where it is predicted and what the loss needs.
 #[derive(Clone, Copy, Debug)]
@@ -46,11 +41,6 @@ pub(super) struct Scratch {
     linear: linear::Scratch,
 }
 
-/// Rows of a chunk.
-fn chunk_rows(config: &ModelConfig) -> usize {
-    (CHUNK_VALUES / config.vocab_size).max(CHUNK_ROWS_MIN)
-}
-
 impl Scratch {
     /// Bytes for a micro-batch with so many loss tokens; `rank` is that of the output matrix's
     /// adapter, 0 without one.
@@ -63,7 +53,7 @@ impl Scratch {
         let (hidden, vocab) = (config.hidden_size, config.vocab_size);
         let low = 3 * rank + compute.pairs(rank);
         let row = 4 * hidden + vocab + compute.pairs(hidden) + compute.pairs(vocab) + low;
-        let rows = targets.min(chunk_rows(config)) * row * size_of::<f32>();
+        let rows = targets.min(logit_rows(vocab)) * row * size_of::<f32>();
         (rows + Packing::BYTES) as u64
     }
 }
@@ -81,7 +71,7 @@ pub(super) fn forward_backward(
     scratch: &mut Scratch,
 ) -> Result<(), EngineError> {
     dx.fill(0.0);
-    let rows_max = chunk_rows(context.model.config());
+    let rows_max = logit_rows(context.model.config().vocab_size);
     if loss.reads_sequence() {
         for targets in targets.chunks_mut(rows_max) {
             logprobs(context, targets, x, scratch);
