@@ -30,4 +30,5 @@ pub use batch::Datum;
 pub(crate) use batch::check_tokens;
 pub use loss::{Loss, LossMetrics, LossSums, LossTerm, LossToken};
 pub use memory::{MEMORY_UNLIMITED, MemoryPlan};
+pub(crate) use packing::bundles;
 pub use trainer::{NamedGrad, OptimOutput, StepOutput, Trainer};

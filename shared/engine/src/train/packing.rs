@@ -8,13 +8,13 @@ use std::ops::Range;
 
 /// Consecutive data that begin with the same tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Bundle {
+pub(crate) struct Bundle {
     /// Number of data.
-    pub(super) members: usize,
+    pub(crate) members: usize,
     /// Input tokens that all of them begin with; 0 for a single datum.
-    pub(super) prefix: usize,
+    pub(crate) prefix: usize,
     /// Rows to compute.
-    pub(super) rows: usize,
+    pub(crate) rows: usize,
 }
 
 /// Tokens from which a common beginning is shared. Every member copies its keys and values, which
@@ -23,7 +23,7 @@ const PREFIX_MIN: usize = 8;
 
 /// Joins neighbours as long as that saves rows and the bundle has at most `rows_max`: what a bundle
 /// leaves behind for its backward pass is in memory at once. `inputs` are the data's input tokens.
-pub(super) fn bundles<'a>(inputs: impl Iterator<Item = &'a [u32]>, rows_max: usize) -> Vec<Bundle> {
+pub(crate) fn bundles<'a>(inputs: impl Iterator<Item = &'a [u32]>, rows_max: usize) -> Vec<Bundle> {
     let mut bundles: Vec<Bundle> = Vec::new();
     // What the members of the last bundle have in common.
     let mut common: &[u32] = &[];
