@@ -117,6 +117,51 @@ fn no_budget_changes_a_bit_of_a_step() {
     }
 }
 
+/// What the error of a refused batch asks for.
+fn refused(trainer: &mut Trainer, data: &[Datum]) -> u64 {
+    match trainer.forward_backward(data, &Loss::CrossEntropy) {
+        Err(EngineError::MemoryBudget { needed_bytes, .. }) => needed_bytes,
+        other => panic!("it does not fit: {other:?}"),
+    }
+}
+
+#[test]
+fn a_refused_batch_leaves_no_trace() {
+    let (_, shape, model) = models().swap_remove(2);
+    let (model, data) = (Arc::new(model), data(&shape));
+    let adapter = adapter(&model, 3, &Target::ALL);
+    let trainer = Trainer::new(model, adapter, Threads::new(2)).expect("they fit");
+    let mut trainer = trainer.with_memory_budget(0);
+    let short = &data[..2];
+    let due = refused(&mut trainer, short);
+    assert!(refused(&mut trainer, &data) > due);
+    assert_eq!(refused(&mut trainer, short), due);
+    assert_eq!(trainer.memory_plan(), None);
+}
+
+#[test]
+fn an_estimate_that_is_too_small_gives_the_tightest_plan() {
+    let (_, shape, model) = models().swap_remove(2);
+    let (model, data) = (Arc::new(model), data(&shape));
+    let adapter = adapter(&model, 3, &Target::ALL);
+    let fresh =
+        || Trainer::new(Arc::clone(&model), adapter.clone(), Threads::new(2)).expect("they fit");
+    let due = steps(&mut fresh(), &data);
+    let least = least(fresh(), &data);
+    let mut trainer = fresh().with_memory_estimate(1000);
+    assert_eq!(steps(&mut trainer, &data), due);
+    let plan = trainer.memory_plan().expect("a batch was computed");
+    assert!(plan.budget_raised && plan.bytes <= least, "{plan:?}");
+    assert_eq!((plan.budget_bytes, plan.layers_kept), (least, 1));
+
+    let mut trainer = fresh().with_memory_estimate(least);
+    assert_eq!(steps(&mut trainer, &data), due);
+    let plan = trainer.memory_plan().expect("a batch was computed");
+    assert!(!plan.budget_raised && plan.budget_bytes == least);
+    // A budget is a promise again.
+    refused(&mut trainer.with_memory_budget(1000), &data);
+}
+
 #[test]
 fn a_trainer_may_change_its_budget_between_batches() {
     let (_, shape, model) = models().swap_remove(2);

@@ -192,6 +192,9 @@ pub(super) struct Wave {
 pub struct MemoryPlan {
     /// What was allowed.
     pub budget_bytes: u64,
+    /// Whether that is more than was given, because this batch or one before did not fit: see
+    /// [`Trainer::with_memory_estimate`](super::Trainer::with_memory_estimate).
+    pub budget_raised: bool,
     /// What training needs beside the model's weights, at most: adapter, optimiser, activations.
     pub bytes: u64,
     /// Layers of the model.
@@ -261,6 +264,7 @@ impl MemoryPlan {
         let Cut { demands, waves, .. } = cut;
         Some(Self {
             budget_bytes,
+            budget_raised: false,
             bytes: held_bytes,
             layers: sizes.model.num_layers,
             layers_kept: waves.iter().map(|wave| wave.layers_kept).min()?,

@@ -75,6 +75,10 @@ pub struct Trainer {
     micro_batch_rows: usize,
     sizes: Sizes,
     memory_budget: u64,
+    /// Whether a batch that needs more than the budget raises it.
+    budget_yields: bool,
+    /// Whether one has.
+    budget_raised: bool,
     plan: Option<MemoryPlan>,
 }
 
@@ -103,6 +107,8 @@ impl Trainer {
             threads,
             micro_batch_rows: MICRO_BATCH_ROWS,
             memory_budget: MEMORY_UNLIMITED,
+            budget_yields: false,
+            budget_raised: false,
             plan: None,
         })
     }
@@ -122,9 +128,21 @@ impl Trainer {
     #[must_use]
     pub fn with_memory_budget(mut self, bytes: u64) -> Self {
         self.memory_budget = bytes;
+        (self.budget_yields, self.budget_raised) = (false, false);
         // What they hold was made under another budget.
         self.workers.fill_with(Worker::default);
         self
+    }
+
+    /// The same with a bound that is an estimate, not a promise to anybody: a batch that does not
+    /// fit is computed by the tightest plan instead of being refused. What that needs is the bound
+    /// from then on, and [`MemoryPlan::budget_raised`] tells.
+    #[must_use]
+    pub fn with_memory_estimate(self, bytes: u64) -> Self {
+        Self {
+            budget_yields: true,
+            ..self.with_memory_budget(bytes)
+        }
     }
 
     /// How the last batch was computed; `None` before the first one.
@@ -172,12 +190,14 @@ impl Trainer {
             datum.check(self.model.config())?;
         }
         let mut cut = Cut::of(self.model.config(), data, self.micro_batch_rows);
-        self.sizes.expect(&cut.demands);
-        cut.waves = plan(&self.sizes, &cut.demands, self.memory_budget)?;
+        self.plan_waves(&mut cut)?;
         // Until the first wave makes room, there is what the last batch left.
         let held = self.workers.iter().map(|worker| worker.bytes(&self.sizes));
         let held_bytes = self.sizes.common_bytes(&cut.demands) + held.sum::<u64>();
         self.plan = MemoryPlan::of(&self.sizes, &cut, self.memory_budget, held_bytes);
+        if let Some(plan) = &mut self.plan {
+            plan.budget_raised = self.budget_raised;
+        }
         let computed = self.accumulate(data, loss, &cut);
         if computed.is_err() {
             self.grads.clear();
@@ -202,6 +222,23 @@ impl Trainer {
             logprobs,
             metrics: sums.metrics(),
         })
+    }
+
+    /// Plans how a batch is computed. One that is refused leaves no trace: its longest sequence
+    /// would weigh on all that come after it.
+    fn plan_waves(&mut self, cut: &mut Cut) -> Result<(), EngineError> {
+        let mut sizes = self.sizes.clone();
+        sizes.expect(&cut.demands);
+        let mut planned = plan(&sizes, &cut.demands, self.memory_budget);
+        if let (Err(EngineError::MemoryBudget { needed_bytes, .. }), true) =
+            (&planned, self.budget_yields)
+        {
+            (self.memory_budget, self.budget_raised) = (*needed_bytes, true);
+            planned = plan(&sizes, &cut.demands, self.memory_budget);
+        }
+        cut.waves = planned?;
+        self.sizes = sizes;
+        Ok(())
     }
 
     /// Frees the buffers of earlier micro-batches if they would not leave enough for a wave.
