@@ -44,6 +44,9 @@ pub(crate) struct StepRecord {
     pub(crate) dropped: Vec<u64>,
     /// Rollouts that failed.
     pub(crate) failed: Vec<u64>,
+    /// Digest of the adapter that the step was pulled towards, in hex; none of the base model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) reference: Option<String>,
     pub(crate) report: StepReport,
 }
 
@@ -72,6 +75,7 @@ impl StepRecord {
             groups: groups.collect(),
             dropped: batch.dropped.iter().map(|group| group.0).collect(),
             failed: batch.failed.iter().map(|rollout| rollout.index).collect(),
+            reference: None,
             report: report.clone(),
         }
     }

@@ -84,15 +84,15 @@ pub(crate) fn restore(
         Arc::clone(&model),
         initial,
         threads(recipe.learner.threads as usize),
-    )
-    .map_err(|error| Fault::from(&error))?
-    .with_memory_budget(memory_budget(recipe.train.memory_mb, available_bytes()));
+    );
+    let trainer = trainer.map_err(|error| Fault::from(&error))?;
+    let trainer = with_memory(trainer, recipe.train.memory_mb, available_bytes());
     let mut thread = TrainerThread {
         trainer,
         settings: settings(&recipe),
         train: recipe.train.clone(),
         versions: Versions::open(&directory.adapters(), &known(&steps, &root, run)?)?,
-        reference: Reference::open(&directory.reference(), &recipe, model.config(), &steps)?,
+        reference: Reference::open(&directory.reference(), &recipe, &model, &steps)?,
         transcripts: directory.transcripts(),
         base_model: recipe.model.display().to_string(),
         trained_ms_before: steps
@@ -332,13 +332,14 @@ fn job(recipe: &Recipe, run: RunId) -> JobSpec {
     }
 }
 
-/// Bytes that a step may use: what the recipe allows, or half of what is available. The other half
-/// is for workers on the same machine, which load the model too.
-fn memory_budget(memory_mb: Option<u64>, available_bytes: Option<u64>) -> u64 {
+/// Bounds what a step uses: by what the recipe allows, or about half of what is available. The
+/// other half is for workers on the same machine, which load the model too. That is a guess, on
+/// which no run may fail.
+fn with_memory(trainer: Trainer, memory_mb: Option<u64>, available_bytes: Option<u64>) -> Trainer {
     match (memory_mb, available_bytes) {
-        (Some(memory_mb), _) => memory_mb.saturating_mul(1 << 20),
-        (None, Some(available)) => available / 2,
-        (None, None) => MEMORY_UNLIMITED,
+        (Some(memory_mb), _) => trainer.with_memory_budget(memory_mb.saturating_mul(1 << 20)),
+        (None, Some(available)) => trainer.with_memory_estimate(available / 2),
+        (None, None) => trainer.with_memory_budget(MEMORY_UNLIMITED),
     }
 }
 
@@ -421,11 +422,29 @@ pub(crate) fn settings(recipe: &Recipe) -> StepSettings {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::reference::tests::{datum, recipe, trainer};
 
     #[test]
     fn the_recipe_decides_about_memory_then_the_machine() {
-        assert_eq!(memory_budget(Some(3), Some(10)), 3 << 20);
-        assert_eq!(memory_budget(None, Some(10)), 5);
-        assert_eq!(memory_budget(None, None), MEMORY_UNLIMITED);
+        let home = tempfile::tempdir().expect("directory");
+        let recipe = recipe(home.path(), "base");
+        let planned = |memory_mb, available_bytes| {
+            let mut trainer = with_memory(trainer(&recipe), memory_mb, available_bytes);
+            let output = trainer.forward_backward(&[datum()], &Loss::CrossEntropy);
+            output.map(|_| {
+                let plan = trainer.memory_plan().expect("a batch was computed");
+                (plan.budget_bytes, plan.budget_raised)
+            })
+        };
+        let made = |memory_mb, available| planned(memory_mb, available).expect("it fits");
+        let plenty = 300 << 20;
+        assert_eq!(made(Some(40), Some(10)), (40 << 20, false));
+        assert_eq!(made(None, Some(plenty)), (plenty / 2, false));
+        assert_eq!(made(None, None), (MEMORY_UNLIMITED, false));
+        // What is left decides how, never whether; what somebody asked for is kept.
+        let (budget_bytes, raised) = made(None, Some(10));
+        assert!(raised && budget_bytes > 10);
+        let refused = planned(Some(0), Some(plenty)).expect_err("0 bytes");
+        assert_eq!(refused.code(), "MEMORY_BUDGET");
     }
 }

@@ -41,6 +41,8 @@ pub(crate) struct StepSettings {
 pub(crate) struct Pull<'a> {
     /// `None`: towards the base model.
     pub(crate) adapter: Option<&'a Adapter>,
+    /// The adapter's, for the step's record.
+    pub(crate) digest: Option<Digest>,
     /// Under which name the distance is reported.
     pub(crate) metric: &'static str,
 }
@@ -71,11 +73,11 @@ pub(crate) fn make(
         None
     } else {
         let (data, loss) = data(settings, &chosen, &reference);
-        let first = trainer.memory_plan().is_none();
+        let before = trainer.memory_plan();
         let output = trainer.forward_backward(&data, &loss);
         let output = output.map_err(|error| Fault::from(&error))?;
-        if let (true, Some(plan)) = (first, trainer.memory_plan()) {
-            tell(&plan);
+        if let Some(plan) = trainer.memory_plan() {
+            tell(&plan, before);
         }
         Some(output)
     };
@@ -106,13 +108,24 @@ pub(crate) fn make(
     })
 }
 
-/// Says how the first batch of a process was computed.
-fn tell(plan: &MemoryPlan) {
+/// Says how the first batch of a process was computed, and, once, that one did not fit into what
+/// the machine had left.
+fn tell(plan: &MemoryPlan, before: Option<MemoryPlan>) {
     let mib = |bytes: u64| bytes.div_ceil(1 << 20);
     let budget_mib = match plan.budget_bytes {
         MEMORY_UNLIMITED => "none".to_owned(),
         bytes => mib(bytes).to_string(),
     };
+    if plan.budget_raised && !before.is_some_and(|before| before.budget_raised) {
+        tracing::warn!(
+            needed_mib = mib(plan.budget_bytes),
+            "training needs more than half of the memory that was left at the start: the tightest \
+             plan is used; train.memory_mb sets a bound"
+        );
+    }
+    if before.is_some() {
+        return;
+    }
     tracing::info!(
         predicted_mib = mib(plan.bytes),
         budget_mib,

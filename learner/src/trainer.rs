@@ -121,6 +121,7 @@ impl TrainerThread {
     ) -> Result<(StepReport, AdapterEntry), Fault> {
         self.settings.adam.lr = self.train.learning_rate_at(batch.step);
         let pull = self.reference.pull(batch.parent.step)?;
+        let reference = pull.digest.map(|digest| digest.to_string());
         let stepped = step::make(
             &mut self.trainer,
             &self.settings,
@@ -151,8 +152,10 @@ impl TrainerThread {
         report.publish_ms = publishing.elapsed().as_millis() as u64;
         report.train_ms_total = self.trained_ms_before + began.elapsed().as_millis() as u64;
         // The last thing: what is not recorded has not happened.
-        self.records
-            .append(&StepRecord::new(batch, entry, &report))?;
+        self.records.append(&StepRecord {
+            reference,
+            ..StepRecord::new(batch, entry, &report)
+        })?;
         Ok((report, entry))
     }
 

@@ -117,7 +117,11 @@ pub struct Train {
     pub lr_schedule: LearningRateSchedule,
     /// MiB that a step may use beside the model's weights: adapter, optimiser, activations. Where
     /// they need more, the learner computes layers twice and less at once; no result depends on
-    /// it. Default: half of what the machine, or the cgroup, has left when the learner starts.
+    /// it; a step for which that is not enough is refused. Default: half of what the machine, or the
+    /// cgroup, has left when the learner starts; a step that needs more is then made with as little
+    /// as it can be, and the learner warns. Not covered is what the reference of `kl_penalty`
+    /// computes before a step: the keys and values of the longest sequence, for all layers, and
+    /// the logits of 64 tokens (or 1 MiB).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_mb: Option<u64>,
 }

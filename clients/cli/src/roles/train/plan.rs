@@ -172,5 +172,5 @@ fn check_inputs(recipe: &Recipe) -> Result<(), Fault> {
     };
     let model = Model::load_with(&recipe.model, &options);
     let model = model.map_err(|error| Fault::from(&error))?;
-    volley_learner::load_reference(recipe, model.config()).map(drop)
+    volley_learner::load_reference(recipe, &model).map(drop)
 }
