@@ -159,6 +159,10 @@ fn catch_up(
         };
         replay(thread, parent, record, played)?;
     }
+    if head < thread.train.steps {
+        // Better now than after the rollouts of a step that cannot be made.
+        thread.reference.pull(head)?;
+    }
     Ok(())
 }
 
