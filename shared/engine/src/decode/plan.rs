@@ -2,6 +2,7 @@
 
 use super::prefix::{PrefixCache, SHARED_MIN, common};
 use super::sequence::Sequence;
+use crate::model::logit_rows;
 
 /// Rows of a pass in which nobody waits for a token: whole tiles of every product, and a bound on
 /// what the layers leave in memory.
@@ -11,11 +12,6 @@ const PREFILL_ROWS: usize = 256;
 /// … or this fraction of the decoding rows if that is more: a prompt that arrives then makes a
 /// step at most half as long again.
 const PREFILL_PER_DECODE: usize = 2;
-/// Logits of one pass that prompts may ask for: 2^18 are 1 MiB …
-const PROMPT_LOGITS_MAX: usize = 1 << 18;
-/// … but never fewer rows than this, or the output matrix would be read too often.
-const PROMPT_LOGIT_ROWS_MIN: usize = 64;
-
 /// Logits of one pass for draws, 256 MiB; whoever finds no room waits for older sequences to end …
 const DRAWN_LOGITS_MAX: usize = 1 << 26;
 /// … but this many draw in any case: fewer rows would leave the products' tiles empty.
@@ -49,7 +45,7 @@ pub(super) fn plan(
             0 => ROWS_MAX,
             decoding => PREFILL_ROWS.max(decoding / PREFILL_PER_DECODE),
         },
-        prompt_logits: (PROMPT_LOGITS_MAX / vocab_size).max(PROMPT_LOGIT_ROWS_MIN),
+        prompt_logits: logit_rows(vocab_size),
         draws: (DRAWN_LOGITS_MAX / vocab_size).max(DRAWS_MIN),
     };
     // Those who compute a prompt in this pass: never more than there are rows.
