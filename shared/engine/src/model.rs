@@ -35,6 +35,7 @@ pub(crate) use layer::{LayerBuffers, LayerPass, LowRank, SequenceRows, Work};
 pub(crate) use layout::AdapterRun;
 pub(crate) use lora::{PackedAdapter, PackedCell};
 pub use scratch::Scratch;
+pub use synthetic::SYNTHETIC_WEIGHTS_MAX;
 pub(crate) use unembed::{UnembedBuffers, logit_rows};
 pub use weights::LayerWeights;
 

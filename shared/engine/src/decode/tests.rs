@@ -16,7 +16,7 @@ fn model() -> Model {
         "hidden_act": "silu"}}"#
     );
     let config = ModelConfig::parse(Path::new("config.json"), json.as_bytes());
-    Model::synthetic(config.expect("a plain model"), Compute::F32, 7)
+    Model::synthetic(config.expect("a plain model"), Compute::F32, 7).expect("a small model")
 }
 
 fn adapter(model: &Model, seed: u64) -> Arc<Adapter> {

@@ -1,19 +1,32 @@
 //! Models without a checkpoint, for measurements: any configuration, seeded random weights.
 
 use super::{LayerWeights, Model};
-use crate::adapter::Target;
+use crate::adapter::{Site, Target};
 use crate::config::{Compute, ModelConfig};
 use crate::cpu::pack::PackedWeights;
 use crate::cpu::rope::RopeTable;
+use crate::error::EngineError;
 use crate::packed::Packing;
 use crate::sampler::philox;
+
+/// Most weights of a model that is made up: twice what anyone trains on a CPU. More is a slip in the
+/// sizes, and would only meet the end of the memory.
+pub const SYNTHETIC_WEIGHTS_MAX: u64 = 1 << 34;
 
 impl Model {
     /// A model of this configuration whose matrices are random (uniform, of variance `1 / in`)
     /// and whose norms are one. Speed does not depend on the values; sensible sizes keep
     /// everything finite. With [`Compute::Bf16`] the weights are stored in bfloat16.
-    #[must_use]
-    pub fn synthetic(config: ModelConfig, compute: Compute, seed: u64) -> Self {
+    ///
+    /// # Errors
+    ///
+    /// It would have more than [`SYNTHETIC_WEIGHTS_MAX`] weights.
+    pub fn synthetic(
+        config: ModelConfig,
+        compute: Compute,
+        seed: u64,
+    ) -> Result<Self, EngineError> {
+        check_size(&config)?;
         let mut matrices = 0;
         let mut matrix = |n: usize, k: usize| {
             matrices += 1;
@@ -42,7 +55,7 @@ impl Model {
         let untied = !config.tie_word_embeddings;
         let embedding = untied.then(|| matrix(config.vocab_size, config.hidden_size));
         let ropes = config.ropes.iter();
-        Self {
+        Ok(Self {
             compute,
             digest: [0; 32],
             embedding,
@@ -55,8 +68,25 @@ impl Model {
                 .map(|rope| RopeTable::new(config.head_dim, *rope, config.max_position_embeddings))
                 .collect(),
             config,
-        }
+        })
     }
+}
+
+fn check_size(config: &ModelConfig) -> Result<(), EngineError> {
+    let embedding = (!config.tie_word_embeddings).then_some(Site::LmHead);
+    let matrices = Site::all(config.num_layers).chain(embedding);
+    let weights = matrices.map(|site| {
+        let (n, k) = site.shape(config);
+        (n as u64).saturating_mul(k as u64)
+    });
+    let weights = weights.fold(0u64, u64::saturating_add);
+    if weights <= SYNTHETIC_WEIGHTS_MAX {
+        return Ok(());
+    }
+    let what = format!(
+        "a model of these sizes has {weights} weights; at most {SYNTHETIC_WEIGHTS_MAX} are made up"
+    );
+    Err(EngineError::InvalidArgument { what })
 }
 
 #[cfg(test)]
@@ -79,7 +109,7 @@ mod tests {
             let config = ModelConfig::parse(Path::new("config.json"), json.as_bytes());
             let config = config.expect("a valid configuration");
             for compute in [Compute::F32, Compute::Bf16] {
-                let model = Model::synthetic(config.clone(), compute, 1);
+                let model = Model::synthetic(config.clone(), compute, 1).expect("small");
                 let embedding = |token| {
                     let mut row = vec![0.0; 24];
                     model.embed(token, &mut row);

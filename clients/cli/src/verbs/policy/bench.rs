@@ -19,15 +19,18 @@ use volley_engine::kv::KvCache;
 use volley_engine::model::{LogitsWanted, Model, Scratch, SequenceStep};
 use volley_engine::sampler::{SamplingParams, sample};
 use volley_engine::train::{AdamParams, Datum, Loss, Trainer};
-use volley_protocol::Fault;
+use volley_protocol::{ErrorCode, Fault};
 
 use super::args::{BenchArgs, Part};
 use super::engine;
 use crate::errors::Stop;
 use crate::output::Output;
+use crate::text;
 
 /// Rank of every adapter here.
 const RANK: usize = 16;
+/// Shapes that have a name.
+const SHAPES: [&str; 2] = ["q06b", "small"];
 /// Sequences and tokens of the training step.
 const TRAIN: [usize; 2] = [8, 256];
 
@@ -56,9 +59,10 @@ pub(super) fn run(args: &BenchArgs, output: &Output) -> Result<(), Stop> {
         [8, 256]
     };
     output.talk("making random weights …");
+    let model = Model::synthetic(config, args.compute, 1);
     let mut bench = Bench {
         args,
-        model: Arc::new(Model::synthetic(config, args.compute, 1)),
+        model: Arc::new(model.map_err(|error| engine(&error))?),
         threads: super::threads(args.threads),
     };
     let parts = if args.parts.is_empty() {
@@ -343,10 +347,30 @@ fn config(shape: &str) -> Result<ModelConfig, Fault> {
     let known = match shape {
         "q06b" => of(28, 1024, 16, 8, 128, 3072, 151_936),
         "small" => of(4, 256, 4, 2, 64, 1024, 4096),
-        folder => return ModelConfig::load(Path::new(folder)).map_err(|error| engine(&error)),
+        folder => {
+            let path = Path::new(folder);
+            if !path.exists() {
+                return Err(unknown_shape(folder));
+            }
+            return ModelConfig::load(path).map_err(|error| engine(&error));
+        }
     };
     let parsed = ModelConfig::parse(Path::new(shape), known.to_string().as_bytes());
     parsed.map_err(|error| engine(&error))
+}
+
+fn unknown_shape(name: &str) -> Fault {
+    let hint = text::nearest(name, SHAPES.into_iter()).map_or_else(
+        || {
+            format!(
+                "known: {}, or a folder with a config.json",
+                SHAPES.join(", ")
+            )
+        },
+        |near| format!("did you mean {near}?"),
+    );
+    let message = format!("--shape {name} is neither a known shape nor a folder");
+    Fault::new(ErrorCode::ModelNotFound, message).with_hint(hint)
 }
 
 fn rates(times: Times, tokens: usize) -> Value {
@@ -386,4 +410,29 @@ fn max_rss_bytes() -> f64 {
 fn load() -> Option<f64> {
     let text = std::fs::read_to_string("/proc/loadavg").ok()?;
     text.split(' ').next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shape_is_a_name_or_a_folder() {
+        for name in SHAPES {
+            assert!(config(name).is_ok(), "{name}");
+        }
+        for (wrong, hint) in [
+            ("smal", "did you mean small?"),
+            ("q06", "did you mean q06b?"),
+            (
+                "no/such/folder",
+                "known: q06b, small, or a folder with a config.json",
+            ),
+        ] {
+            let fault = config(wrong).expect_err("there is no such shape");
+            assert_eq!(fault.code, ErrorCode::ModelNotFound);
+            assert!(fault.message.contains(wrong), "{}", fault.message);
+            assert_eq!(fault.hint, hint);
+        }
+    }
 }
