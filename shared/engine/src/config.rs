@@ -6,16 +6,14 @@
 //! mathematics and is not computed is refused by name.
 
 mod attention;
+mod keys;
 mod raw;
 
-use std::fs;
 use std::path::Path;
 
 use crate::error::EngineError;
-use raw::At;
-
-/// Largest accepted value of any size, so that products of two never overflow.
-const SIZE_MAX: usize = 1 << 24;
+use crate::small_file;
+use keys::At;
 
 /// The architectures that this engine computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -183,8 +181,7 @@ impl ModelConfig {
     /// Reads `config.json` in a model's folder.
     pub fn load(dir: &Path) -> Result<Self, EngineError> {
         let file = dir.join("config.json");
-        let bytes = fs::read(&file).map_err(|e| EngineError::io(&file, e))?;
-        Self::parse(&file, &bytes)
+        Self::parse(&file, &small_file::read(&file)?)
     }
 
     /// Parses the bytes of a `config.json`; `file` names it in errors.
@@ -208,20 +205,6 @@ impl ModelConfig {
     }
 
     fn check(&self, at: &At) -> Result<(), EngineError> {
-        for (name, size) in [
-            ("vocab_size", self.vocab_size),
-            ("hidden_size", self.hidden_size),
-            ("intermediate_size", self.intermediate_size),
-            ("num_hidden_layers", self.num_layers),
-            ("num_attention_heads", self.num_heads),
-            ("num_key_value_heads", self.num_kv_heads),
-            ("head_dim", self.head_dim),
-            ("max_position_embeddings", self.max_position_embeddings),
-        ] {
-            if size == 0 || size > SIZE_MAX {
-                return Err(at.invalid(format!("{name} is {size}")));
-            }
-        }
         if !self.num_heads.is_multiple_of(self.num_kv_heads) {
             let (heads, kv_heads) = (self.num_heads, self.num_kv_heads);
             return Err(at.invalid(format!("{heads} heads cannot share {kv_heads} key heads")));
@@ -229,51 +212,18 @@ impl ModelConfig {
         if !self.head_dim.is_multiple_of(2) {
             return Err(at.invalid(format!("head_dim {} is odd", self.head_dim)));
         }
-        if !(self.rms_norm_eps.is_finite() && self.rms_norm_eps > 0.0) {
-            return Err(at.invalid(format!("rms_norm_eps is {}", self.rms_norm_eps)));
-        }
-        for (what, value) in [
-            ("embedding_scale", self.embedding_scale),
-            ("attention_scale", self.attention_scale),
-        ] {
-            if !(value.is_finite() && value > 0.0) {
-                return Err(at.invalid(format!("{what} is {value}")));
+        for rope in &self.ropes {
+            if let RopeScaling::Llama3 {
+                low_freq_factor: low,
+                high_freq_factor: high,
+                ..
+            } = rope.scaling
+                && low >= high
+            {
+                let reason = format!("low_freq_factor {low} is not below high_freq_factor {high}");
+                return Err(at.invalid(reason));
             }
         }
-        self.ropes.iter().try_for_each(|rope| rope.check(at))
-    }
-}
-
-impl RopeConfig {
-    fn check(&self, at: &At) -> Result<(), EngineError> {
-        let positive = |name: &str, value: f64| {
-            if value.is_finite() && value > 0.0 {
-                return Ok(());
-            }
-            Err(at.invalid(format!("{name} is {value}")))
-        };
-        positive("rope_theta", self.theta)?;
-        match self.scaling {
-            RopeScaling::None => Ok(()),
-            RopeScaling::Linear { factor } => positive("rope factor", factor),
-            RopeScaling::Llama3 {
-                factor,
-                low_freq_factor,
-                high_freq_factor,
-                original,
-            } => {
-                positive("rope factor", factor)?;
-                positive("low_freq_factor", low_freq_factor)?;
-                positive("high_freq_factor", high_freq_factor)?;
-                positive("original_max_position_embeddings", original)?;
-                if low_freq_factor >= high_freq_factor {
-                    let reason = format!(
-                        "low_freq_factor {low_freq_factor} is not below high_freq_factor {high_freq_factor}"
-                    );
-                    return Err(at.invalid(reason));
-                }
-                Ok(())
-            }
-        }
+        Ok(())
     }
 }

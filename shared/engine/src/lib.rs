@@ -13,6 +13,7 @@ pub mod packed;
 pub mod safetensors;
 pub mod sampler;
 pub mod score;
+mod small_file;
 pub mod text;
 pub mod train;
 

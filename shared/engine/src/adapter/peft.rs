@@ -14,6 +14,7 @@ use crate::config::ModelConfig;
 use crate::error::EngineError;
 use crate::model::Model;
 use crate::safetensors::{SafetensorsFile, TensorView, write};
+use crate::small_file;
 
 const CONFIG_FILE: &str = "adapter_config.json";
 const WEIGHTS_FILE: &str = "adapter_model.safetensors";
@@ -79,7 +80,7 @@ impl Adapter {
     /// An adapter and the file of its tensors.
     fn with_file(model: &ModelConfig, dir: &Path) -> Result<(Self, SafetensorsFile), EngineError> {
         let path = dir.join(CONFIG_FILE);
-        let bytes = std::fs::read(&path).map_err(|error| EngineError::io(&path, error))?;
+        let bytes = small_file::read(&path)?;
         let config: Value = serde_json::from_slice(&bytes).map_err(|error| {
             let reason = error.to_string();
             EngineError::ConfigInvalid {

@@ -1,146 +1,229 @@
 //! Each layer's attention and the families of rotary angles, from either key layout.
 
+use std::ops::RangeInclusive;
+
 use serde_json::{Map, Value};
 
-use super::raw::{At, RawConfig, Switches};
-use super::{LayerAttention, RopeConfig, RopeScaling};
+use super::keys::{Keys, shown};
+use super::raw::Switches;
+use super::{Architecture, LayerAttention, RopeConfig, RopeScaling};
 use crate::error::EngineError;
 
-/// No published model has a fifth of this; a description per layer is kept.
-const LAYERS_MAX: usize = 1024;
 /// Layers per full-attention layer where Gemma 3's files do not say it.
 const GEMMA3_PATTERN: usize = 6;
+/// What transformers takes where a file of Gemma 3 has no such key.
+const GEMMA3_WINDOW: usize = 4096;
+const GEMMA3_THETA: f64 = 1e6;
+const GEMMA3_THETA_SLIDING: f64 = 1e4;
+/// The base of Llama's files that were written before it could be told.
+const LLAMA_THETA: f64 = 1e4;
 
-impl RawConfig {
-    /// The families of rotary angles, and each layer's attention.
-    pub(super) fn attention(
-        &self,
-        at: &At,
-        switches: &Switches,
-    ) -> Result<(Vec<RopeConfig>, Vec<LayerAttention>), EngineError> {
-        if self.num_hidden_layers > LAYERS_MAX {
-            let layers = self.num_hidden_layers;
-            return Err(at.invalid(format!("num_hidden_layers is {layers}")));
-        }
-        let full = LayerAttention {
-            window: None,
-            rope: 0,
-        };
-        if !switches.gemma {
-            let types = self.layer_types.as_deref().unwrap_or_default();
-            if let Some(other) = types.iter().find(|kind| *kind != "full_attention") {
-                return Err(at.unsupported(format!("layer type {other}")));
-            }
-            let ropes = vec![self.rope(at)?];
-            return Ok((ropes, vec![full; self.num_hidden_layers]));
-        }
-        let window = self.sliding_window.filter(|window| *window > 0);
-        let sliding = LayerAttention {
-            window: Some(window.ok_or_else(|| at.invalid("sliding_window is missing".to_owned()))?),
-            rope: 1,
-        };
-        let attention = match &self.layer_types {
-            Some(types) => {
-                if types.len() != self.num_hidden_layers {
-                    return Err(at.invalid(format!(
-                        "{} layer_types for {} layers",
-                        types.len(),
-                        self.num_hidden_layers
-                    )));
-                }
-                let kinds = types.iter().map(|kind| match kind.as_str() {
-                    "full_attention" => Ok(full),
-                    "sliding_attention" => Ok(sliding),
-                    other => Err(at.unsupported(format!("layer type {other}"))),
-                });
-                kinds.collect::<Result<_, _>>()?
-            }
-            None => {
-                let pattern = self.sliding_window_pattern.unwrap_or(GEMMA3_PATTERN).max(1);
-                let kind = |i: usize| {
-                    if (i + 1).is_multiple_of(pattern) {
-                        full
-                    } else {
-                        sliding
-                    }
-                };
-                (0..self.num_hidden_layers).map(kind).collect()
-            }
-        };
-        Ok((self.gemma_ropes(at)?, attention))
+/// Bases of the frequencies. Published ones are from 1e4 to 1e11; a frequency must be a number
+/// that positions can be multiplied with.
+const THETA: RangeInclusive<f64> = 1.0..=1e30;
+/// Divisors of frequencies, and borders between long wavelengths and short ones. Published ones are
+/// from 1 to 64.
+const FACTOR: RangeInclusive<f64> = 1e-6..=1e6;
+/// Positions of a context.
+const CONTEXT: RangeInclusive<f64> = 1.0..=1e9;
+
+/// The families of rotary angles, and the attention of `layers` layers.
+pub(super) fn attention(
+    keys: &Keys<'_>,
+    switches: &Switches,
+    layers: usize,
+) -> Result<(Vec<RopeConfig>, Vec<LayerAttention>), EngineError> {
+    let full = LayerAttention {
+        window: None,
+        rope: 0,
+    };
+    let types = layer_types(keys, switches, layers)?;
+    if !switches.gemma {
+        return Ok((vec![rope(keys, switches)?], vec![full; layers]));
     }
-
-    /// The one family of the plain architectures, from either key layout.
-    fn rope(&self, at: &At) -> Result<RopeConfig, EngineError> {
-        if let Some(map) = &self.rope_parameters {
-            if map.values().any(Value::is_object) {
-                return Err(at.unsupported("rope_parameters per layer type".to_owned()));
-            }
-            if let Some(old) = &self.rope_scaling
-                && rope_of(at, old, Some(1.0))?.scaling != rope_of(at, map, Some(1.0))?.scaling
-            {
-                return Err(at.invalid("rope_scaling contradicts rope_parameters".to_owned()));
-            }
-            return rope_of(at, map, self.rope_theta);
+    let ropes = gemma_ropes(keys)?;
+    let slides: Vec<bool> = match types {
+        Some(types) => types
+            .iter()
+            .map(|kind| *kind == "sliding_attention")
+            .collect(),
+        None => {
+            let pattern = keys.size("sliding_window_pattern")?;
+            let pattern = pattern.unwrap_or(GEMMA3_PATTERN);
+            (1..=layers).map(|i| !i.is_multiple_of(pattern)).collect()
         }
-        let empty = Map::new();
-        rope_of(
-            at,
-            self.rope_scaling.as_ref().unwrap_or(&empty),
-            self.rope_theta,
-        )
+    };
+    let window = match keys.size("sliding_window")? {
+        None if keys.is_null("sliding_window") && slides.contains(&true) => {
+            return Err(keys.missing("sliding_window"));
+        }
+        window => window.unwrap_or(GEMMA3_WINDOW),
+    };
+    let sliding = LayerAttention {
+        window: Some(window),
+        rope: 1,
+    };
+    let kinds = slides
+        .iter()
+        .map(|slides| if *slides { sliding } else { full });
+    Ok((ropes, kinds.collect()))
+}
+
+/// The kind of each layer, where the file says it.
+fn layer_types<'a>(
+    keys: &Keys<'a>,
+    switches: &Switches,
+    layers: usize,
+) -> Result<Option<Vec<&'a str>>, EngineError> {
+    let Some(types) = keys.texts("layer_types")? else {
+        return Ok(None);
+    };
+    let known = |kind: &str| match kind {
+        "full_attention" => true,
+        "sliding_attention" => switches.gemma,
+        _ => false,
+    };
+    if let Some(other) = types.iter().find(|kind| !known(kind)) {
+        let other = shown(&Value::from(*other));
+        return Err(keys.at.unsupported(format!("layer type {other}")));
     }
+    if types.len() != layers {
+        let (name, len) = (keys.name("layer_types"), types.len());
+        let reason = format!("{name} has {len} entries for {layers} layers");
+        return Err(keys.at.invalid(reason));
+    }
+    Ok(Some(types))
+}
 
-    /// Those of full and of sliding layers.
-    fn gemma_ropes(&self, at: &At) -> Result<Vec<RopeConfig>, EngineError> {
-        if let Some(map) = &self.rope_parameters {
-            let of = |kind: &str| match map.get(kind).and_then(Value::as_object) {
-                Some(map) => rope_of(at, map, None),
-                None => Err(at.invalid(format!("rope_parameters.{kind} is missing"))),
-            };
-            return Ok(vec![of("full_attention")?, of("sliding_attention")?]);
-        }
-        let empty = Map::new();
-        let scaling = self.rope_scaling.as_ref().unwrap_or(&empty);
-        // Both defaults are those of transformers' Gemma 3 configuration.
-        let full = rope_of(at, scaling, Some(self.rope_theta.unwrap_or(1e6)))?;
-        let local = RopeConfig {
-            theta: self.rope_local_base_freq.unwrap_or(1e4),
+/// The one family of the plain architectures.
+fn rope(keys: &Keys<'_>, switches: &Switches) -> Result<RopeConfig, EngineError> {
+    let theta = keys.number("rope_theta", &THETA)?;
+    let Some(new) = keys.object("rope_parameters")? else {
+        let default = (switches.architecture == Architecture::Llama).then_some(LLAMA_THETA);
+        return match keys.object("rope_scaling")? {
+            Some(old) => rope_of(keys, &old, theta.or(default)),
+            None => rope_of(keys, &Keys::new(keys.at, &Map::new()), theta.or(default)),
+        };
+    };
+    if new.present().any(|(_, value)| value.is_object()) {
+        let what = "rope_parameters per layer type";
+        return Err(keys.at.unsupported(what.to_owned()));
+    }
+    let rope = rope_of(keys, &new, theta)?;
+    refuse_contradiction(keys, &rope)?;
+    Ok(rope)
+}
+
+/// Those of full and of sliding layers.
+fn gemma_ropes(keys: &Keys<'_>) -> Result<Vec<RopeConfig>, EngineError> {
+    let local = keys.number("rope_local_base_freq", &THETA)?;
+    let Some(new) = keys.object("rope_parameters")? else {
+        let theta = keys.number("rope_theta", &THETA)?;
+        let theta = Some(theta.unwrap_or(GEMMA3_THETA));
+        let full = match keys.object("rope_scaling")? {
+            Some(old) => rope_of(keys, &old, theta)?,
+            None => rope_of(keys, &Keys::new(keys.at, &Map::new()), theta)?,
+        };
+        let sliding = RopeConfig {
+            theta: local.unwrap_or(GEMMA3_THETA_SLIDING),
             scaling: RopeScaling::None,
         };
-        Ok(vec![full, local])
+        return Ok(vec![full, sliding]);
+    };
+    let of = |kind: &str| match new.object(kind)? {
+        Some(map) => rope_of(keys, &map, None),
+        None => Err(new.missing(kind)),
+    };
+    let (full, sliding) = (of("full_attention")?, of("sliding_attention")?);
+    refuse_contradiction(keys, &full)?;
+    if local.is_some_and(|local| local != sliding.theta) {
+        return Err(contradiction(keys, "rope_local_base_freq"));
+    }
+    Ok(vec![full, sliding])
+}
+
+/// The keys of transformers 4 may stand beside those of version 5 only if they say the same.
+fn refuse_contradiction(keys: &Keys<'_>, rope: &RopeConfig) -> Result<(), EngineError> {
+    let theta = keys.number("rope_theta", &THETA)?;
+    if theta.is_some_and(|theta| theta != rope.theta) {
+        return Err(contradiction(keys, "rope_theta"));
+    }
+    match keys.object("rope_scaling")? {
+        Some(old) if rope_of(keys, &old, Some(rope.theta))? != *rope => {
+            Err(contradiction(keys, "rope_scaling"))
+        }
+        _ => Ok(()),
     }
 }
 
-/// One family of rotary angles; `theta` where the map has none.
-fn rope_of(
-    at: &At,
-    map: &Map<String, Value>,
-    theta: Option<f64>,
-) -> Result<RopeConfig, EngineError> {
-    let number = |key: &str| map.get(key).and_then(Value::as_f64);
-    let due = |key: &str| number(key).ok_or_else(|| at.invalid(format!("rope {key} is missing")));
-    let theta = number("rope_theta").or(theta);
-    let theta = theta.ok_or_else(|| at.invalid("rope_theta is missing".to_owned()))?;
-    let kind = map.get("rope_type").or_else(|| map.get("type"));
-    let scaling = match kind {
-        None => RopeScaling::None,
-        Some(kind) => match kind.as_str() {
-            Some("default") => RopeScaling::None,
-            Some("linear") => RopeScaling::Linear {
-                factor: due("factor")?,
-            },
-            Some("llama3") => RopeScaling::Llama3 {
-                factor: due("factor")?,
-                low_freq_factor: due("low_freq_factor")?,
-                high_freq_factor: due("high_freq_factor")?,
-                original: due("original_max_position_embeddings")?,
-            },
-            _ => return Err(at.unsupported(format!("rope_type {kind}"))),
-        },
-    };
-    if number("partial_rotary_factor").is_some_and(|factor| factor != 1.0) {
-        return Err(at.unsupported("partial_rotary_factor".to_owned()));
+fn contradiction(keys: &Keys<'_>, key: &str) -> EngineError {
+    let (old, new) = (keys.name(key), keys.name("rope_parameters"));
+    keys.at.invalid(format!("{old} contradicts {new}"))
+}
+
+/// One family of rotary angles; `theta` where the map has none. `top` is the model's object.
+fn rope_of(top: &Keys<'_>, map: &Keys<'_>, theta: Option<f64>) -> Result<RopeConfig, EngineError> {
+    let due = |key: &str, range| map.number(key, range)?.ok_or_else(|| map.missing(key));
+    let theta = map.number("rope_theta", &THETA)?.or(theta);
+    let theta = theta.ok_or_else(|| map.missing("rope_theta"))?;
+    if let Some(factor) = map
+        .get("partial_rotary_factor")
+        .filter(|factor| !is_one(factor))
+    {
+        let (name, factor) = (map.name("partial_rotary_factor"), shown(factor));
+        return Err(map.at.unsupported(format!("{name} {factor}")));
     }
+    let scaling = match rope_type(map)? {
+        None | Some("default") => RopeScaling::None,
+        Some("linear") => RopeScaling::Linear {
+            factor: due("factor", &FACTOR)?,
+        },
+        Some("llama3") => {
+            let original = due("original_max_position_embeddings", &CONTEXT)?;
+            // transformers 5 would take this one, version 4 the other.
+            let other = top.number("original_max_position_embeddings", &CONTEXT)?;
+            if other.is_some_and(|other| other != original) {
+                let (inner, outer) = ("original_max_position_embeddings", "the one beside it");
+                let reason = format!("{} contradicts {outer}", map.name(inner));
+                return Err(map.at.invalid(reason));
+            }
+            RopeScaling::Llama3 {
+                factor: due("factor", &FACTOR)?,
+                low_freq_factor: due("low_freq_factor", &FACTOR)?,
+                high_freq_factor: due("high_freq_factor", &FACTOR)?,
+                original,
+            }
+        }
+        Some(other) => {
+            let (name, other) = (map.name("rope_type"), shown(&Value::from(other)));
+            return Err(map.at.unsupported(format!("{name} {other}")));
+        }
+    };
     Ok(RopeConfig { theta, scaling })
+}
+
+/// The name of a scaling. A map without it may say no more than the base: versions of transformers
+/// read the rest differently.
+fn rope_type<'a>(map: &Keys<'a>) -> Result<Option<&'a str>, EngineError> {
+    let (new, old) = (map.text("rope_type")?, map.text("type")?);
+    if let (Some(new), Some(old)) = (new, old)
+        && new != old
+    {
+        let (new, old) = (map.name("rope_type"), map.name("type"));
+        return Err(map.at.invalid(format!("{new} contradicts {old}")));
+    }
+    let kind = new.or(old);
+    let known = ["rope_theta", "partial_rotary_factor"];
+    match map.present().find(|(key, _)| !known.contains(key)) {
+        Some((key, _)) if kind.is_none() => {
+            let what = format!("{} without a rope_type", map.name(key));
+            Err(map.at.unsupported(what))
+        }
+        _ => Ok(kind),
+    }
+}
+
+/// Whether a factor changes nothing.
+pub(super) fn is_one(value: &Value) -> bool {
+    value.as_f64() == Some(1.0)
 }

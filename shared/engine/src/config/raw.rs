@@ -1,245 +1,320 @@
 //! `config.json` as it is written, and what each architecture makes of it.
 
-use std::path::{Path, PathBuf};
+use std::ops::RangeInclusive;
 
-use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use super::attention::{attention, is_one};
+use super::keys::{At, Keys, shown};
 use super::{Activation, Architecture, ModelConfig};
 use crate::error::EngineError;
 
-/// What transformers takes for `head_dim` and `query_pre_attn_scalar` of Gemma 3 where a file does
-/// not say them.
-const GEMMA3_HEAD_DIM: usize = 256;
+/// No published model has a fifth of this; a description per layer is kept.
+const LAYERS_MAX: usize = 1024;
+/// Eight times the widest published head. A block of the rotary table is 256 heads.
+const HEAD_DIM_MAX: usize = 4096;
+/// Beside a mean square; published ones are 1e-5 and 1e-6.
+const EPS: RangeInclusive<f64> = 1e-30..=1.0;
+/// Divides products of queries and keys; published ones are the width of a head, or near it.
+const ATTENTION_SCALAR: RangeInclusive<f64> = 1e-6..=1e9;
 
-/// Where a complaint points to.
-pub(super) struct At {
-    file: PathBuf,
-}
+/// Keys that change the mathematics unless they are null, false, zero or empty. Not all of them
+/// belong to architectures that are computed here: who takes over another one's name for a variant
+/// of it tells the difference by such a key.
+const REFUSED_UNLESS_EMPTY: [&str; 28] = [
+    "add_cross_attention",
+    "alibi",
+    "attention_bias",
+    "attention_chunk_size",
+    "attn_logit_softcapping",
+    "attn_temperature_tuning",
+    "clip_qkv",
+    "compression_config",
+    "dim_model_base",
+    "final_logit_softcapping",
+    "hidden_size_per_layer_input",
+    "is_encoder_decoder",
+    "kv_lora_rank",
+    "mlp_bias",
+    "n_routed_experts",
+    "no_rope_layer_interval",
+    "no_rope_layers",
+    "num_experts",
+    "num_kv_shared_layers",
+    "num_local_experts",
+    "pruned_heads",
+    "q_lora_rank",
+    "quantization_config",
+    "rope_interleave",
+    "rope_interleaved",
+    "scale_depth",
+    "use_bidirectional_attention",
+    "use_parallel_residual",
+];
 
-impl At {
-    pub(super) fn new(file: &Path) -> Self {
-        Self {
-            file: file.to_owned(),
-        }
-    }
+/// Keys that change the mathematics unless they are null or one.
+const REFUSED_UNLESS_ONE: [&str; 8] = [
+    "attention_multiplier",
+    "embedding_multiplier",
+    "logit_scale",
+    "logits_scaling",
+    "partial_rotary_factor",
+    "residual_multiplier",
+    "rotary_pct",
+    "scale_emb",
+];
 
-    pub(super) fn invalid(&self, reason: String) -> EngineError {
-        EngineError::ConfigInvalid {
-            file: self.file.clone(),
-            reason,
-        }
-    }
+/// Names under which architectures say that queries and keys are normed.
+const QK_NORM: [&str; 3] = ["qk_layernorm", "qk_norm", "use_qk_norm"];
 
-    pub(super) fn unsupported(&self, what: String) -> EngineError {
-        EngineError::ModelUnsupported {
-            file: self.file.clone(),
-            what,
-        }
-    }
-}
-
-/// A number, or a list of numbers.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum OneOrMany {
-    One(u32),
-    Many(Vec<u32>),
-}
-
-impl OneOrMany {
-    fn into_vec(self) -> Vec<u32> {
-        match self {
-            Self::One(id) => vec![id],
-            Self::Many(ids) => ids,
-        }
-    }
-}
-
-#[derive(Deserialize)]
-pub(super) struct RawConfig {
-    architectures: Vec<String>,
-    vocab_size: usize,
-    hidden_size: usize,
-    intermediate_size: usize,
-    pub(super) num_hidden_layers: usize,
-    num_attention_heads: usize,
-    num_key_value_heads: Option<usize>,
-    head_dim: Option<usize>,
-    max_position_embeddings: usize,
-    rms_norm_eps: f64,
-    /// Gemma's files leave it out and mean `true`.
-    tie_word_embeddings: Option<bool>,
-    #[serde(default)]
-    attention_bias: bool,
-    #[serde(default)]
-    mlp_bias: bool,
-    #[serde(default)]
-    use_sliding_window: bool,
-    #[serde(default)]
-    use_bidirectional_attention: bool,
-    hidden_act: Option<String>,
-    hidden_activation: Option<String>,
-    pub(super) layer_types: Option<Vec<String>>,
-    pub(super) sliding_window: Option<usize>,
-    /// transformers 4: every so many layers one has full attention.
-    pub(super) sliding_window_pattern: Option<usize>,
-    query_pre_attn_scalar: Option<f64>,
-    attn_logit_softcapping: Option<f64>,
-    final_logit_softcapping: Option<f64>,
-    /// transformers 5.
-    pub(super) rope_parameters: Option<Map<String, Value>>,
-    /// transformers 4.
-    pub(super) rope_theta: Option<f64>,
-    /// transformers 4: the base of sliding layers.
-    pub(super) rope_local_base_freq: Option<f64>,
-    /// transformers 4.
-    pub(super) rope_scaling: Option<Map<String, Value>>,
-    quantization_config: Option<Value>,
-    num_experts: Option<Value>,
-    num_local_experts: Option<Value>,
-    eos_token_id: Option<OneOrMany>,
-}
+/// `model_type` of Gemma 3 without images, and of the text model inside one with them.
+const GEMMA3_TEXT: &str = "gemma3_text";
 
 /// What an architecture fixes beside its sizes.
 pub(super) struct Switches {
-    architecture: Architecture,
+    pub(super) architecture: Architecture,
+    /// What `model_type` is, where it is said.
+    model_type: &'static str,
     activation: Activation,
     qk_norm: bool,
     qkv_bias: bool,
     /// Norm weights are stored minus one, branches are normed, embeddings scaled, attention
     /// slides: what Gemma 3 has and the others have not.
     pub(super) gemma: bool,
+    /// Where the text model's keys are, if not at the top.
+    inside: Option<&'static str>,
 }
 
 impl Switches {
     /// The table of architectures.
     fn of(name: &str) -> Option<Self> {
-        let plain = |architecture| Self {
+        let plain = |architecture, model_type| Self {
             architecture,
+            model_type,
             activation: Activation::Silu,
             qk_norm: false,
             qkv_bias: false,
             gemma: false,
+            inside: None,
+        };
+        let gemma = |model_type| Self {
+            activation: Activation::GeluTanh,
+            qk_norm: true,
+            gemma: true,
+            ..plain(Architecture::Gemma3, model_type)
         };
         Some(match name {
-            "LlamaForCausalLM" => plain(Architecture::Llama),
+            "LlamaForCausalLM" => plain(Architecture::Llama, "llama"),
             "Qwen2ForCausalLM" => Self {
                 qkv_bias: true,
-                ..plain(Architecture::Qwen2)
+                ..plain(Architecture::Qwen2, "qwen2")
             },
             "Qwen3ForCausalLM" => Self {
                 qk_norm: true,
-                ..plain(Architecture::Qwen3)
+                ..plain(Architecture::Qwen3, "qwen3")
             },
-            "Gemma3ForCausalLM" => Self {
-                activation: Activation::GeluTanh,
-                qk_norm: true,
-                gemma: true,
-                ..plain(Architecture::Gemma3)
+            "Gemma3ForCausalLM" => gemma(GEMMA3_TEXT),
+            // With images; of its tensors those of the text model are read.
+            "Gemma3ForConditionalGeneration" => Self {
+                inside: Some("text_config"),
+                ..gemma("gemma3")
             },
+            _ => return None,
+        })
+    }
+
+    /// What transformers takes where a file has no such size. It writes them all but for the text
+    /// model inside a Gemma 3 with images.
+    fn default_size(&self, key: &str) -> Option<usize> {
+        if self.architecture == Architecture::Qwen3 && key == "head_dim" {
+            return Some(128);
+        }
+        if !self.gemma {
+            return None;
+        }
+        Some(match key {
+            "vocab_size" => 262_208,
+            "hidden_size" => 2304,
+            "intermediate_size" => 9216,
+            "num_hidden_layers" => 26,
+            "num_attention_heads" => 8,
+            "num_key_value_heads" => 4,
+            "head_dim" => 256,
+            "max_position_embeddings" => 131_072,
             _ => return None,
         })
     }
 }
 
-/// Reads a configuration; the sizes are not checked yet.
+/// Reads a configuration; what the sizes must be to each other is not checked yet.
 pub(super) fn parse(at: &At, bytes: &[u8]) -> Result<ModelConfig, EngineError> {
-    let raw: RawConfig = serde_json::from_slice(bytes).map_err(|e| at.invalid(e.to_string()))?;
-    let [name] = raw.architectures.as_slice() else {
-        return Err(at.invalid(format!("architectures is {:?}", raw.architectures)));
+    let map: Map<String, Value> =
+        serde_json::from_slice(bytes).map_err(|e| at.invalid(e.to_string()))?;
+    let top = Keys::new(at, &map);
+    let switches = switches(&top)?;
+    let Some(inside) = switches.inside else {
+        return model(&top, &top, &switches);
+    };
+    refuse_unknown_mathematics(&top, &switches)?;
+    let keys = top.object(inside)?.ok_or_else(|| top.missing(inside))?;
+    if let Some(other) = keys.text("model_type")?.filter(|kind| *kind != GEMMA3_TEXT) {
+        let (name, other) = (keys.name("model_type"), shown(&Value::from(other)));
+        return Err(at.unsupported(format!("{name} {other}")));
+    }
+    model(&top, &keys, &switches)
+}
+
+/// The architecture that a file names.
+fn switches(top: &Keys<'_>) -> Result<Switches, EngineError> {
+    let names = top.texts("architectures")?;
+    let names = names.ok_or_else(|| top.missing("architectures"))?;
+    let [name] = names.as_slice() else {
+        return Err(top
+            .at
+            .invalid(format!("architectures has {} entries", names.len())));
     };
     let switches = Switches::of(name).ok_or_else(|| {
-        at.unsupported(format!(
-            "architecture {name} (known: Qwen3ForCausalLM, Qwen2ForCausalLM, LlamaForCausalLM, \
-             Gemma3ForCausalLM)"
+        top.at.unsupported(format!(
+            "architecture {} (known: Qwen3ForCausalLM, Qwen2ForCausalLM, LlamaForCausalLM, \
+             Gemma3ForCausalLM, Gemma3ForConditionalGeneration)",
+            shown(&Value::from(*name))
         ))
     })?;
-    raw.refuse_unknown_mathematics(at, &switches)?;
-    let (ropes, attention) = raw.attention(at, &switches)?;
-    let head_dim = match raw.head_dim {
-        Some(head_dim) => head_dim,
-        None if switches.gemma => GEMMA3_HEAD_DIM,
-        None => raw.hidden_size / raw.num_attention_heads.max(1),
+    match top.text("model_type")? {
+        Some(other) if other != switches.model_type => {
+            let other = shown(&Value::from(other));
+            let reason = format!("model_type {other} contradicts architectures {name}");
+            Err(top.at.invalid(reason))
+        }
+        _ => Ok(switches),
+    }
+}
+
+/// The text model of `keys`, which are `top` or inside it.
+fn model(top: &Keys<'_>, keys: &Keys<'_>, switches: &Switches) -> Result<ModelConfig, EngineError> {
+    refuse_unknown_mathematics(keys, switches)?;
+    let size = |key: &str, max: Option<usize>| {
+        let size = match max {
+            Some(max) => keys.size_up_to(key, max)?,
+            None => keys.size(key)?,
+        };
+        Ok::<_, EngineError>(size.or_else(|| switches.default_size(key)))
     };
-    let root = |value: f64| value.powf(-0.5) as f32;
+    let due = |key: &str| size(key, None)?.ok_or_else(|| keys.missing(key));
+    let num_layers = size("num_hidden_layers", Some(LAYERS_MAX))?;
+    let num_layers = num_layers.ok_or_else(|| keys.missing("num_hidden_layers"))?;
+    let (hidden_size, num_heads) = (due("hidden_size")?, due("num_attention_heads")?);
+    let head_dim = match size("head_dim", Some(HEAD_DIM_MAX))? {
+        Some(head_dim) => head_dim,
+        None if hidden_size.is_multiple_of(num_heads) => hidden_size / num_heads,
+        None => return Err(keys.missing("head_dim")),
+    };
+    let (ropes, attention) = attention(keys, switches, num_layers)?;
+    let eps = match keys.number("rms_norm_eps", &EPS)? {
+        Some(eps) => eps,
+        None if switches.gemma => 1e-6,
+        None => return Err(keys.missing("rms_norm_eps")),
+    };
+    let scalar = match switches.gemma {
+        true => keys
+            .number("query_pre_attn_scalar", &ATTENTION_SCALAR)?
+            .unwrap_or(256.0),
+        false => head_dim as f64,
+    };
+    let eos_token_ids = match top.tokens("eos_token_id")? {
+        Some(ids) => ids,
+        None => keys.tokens("eos_token_id")?.unwrap_or_default(),
+    };
     Ok(ModelConfig {
         architecture: switches.architecture,
-        vocab_size: raw.vocab_size,
-        hidden_size: raw.hidden_size,
-        intermediate_size: raw.intermediate_size,
-        num_layers: raw.num_hidden_layers,
-        num_heads: raw.num_attention_heads,
-        num_kv_heads: raw.num_key_value_heads.unwrap_or(raw.num_attention_heads),
+        vocab_size: due("vocab_size")?,
+        hidden_size,
+        intermediate_size: due("intermediate_size")?,
+        num_layers,
+        num_heads,
+        num_kv_heads: size("num_key_value_heads", None)?.unwrap_or(num_heads),
         head_dim,
-        rms_norm_eps: raw.rms_norm_eps as f32,
-        max_position_embeddings: raw.max_position_embeddings,
-        tie_word_embeddings: raw.tie_word_embeddings.unwrap_or(switches.gemma),
+        rms_norm_eps: eps as f32,
+        max_position_embeddings: due("max_position_embeddings")?,
+        tie_word_embeddings: tied(top, keys, switches)?,
         qk_norm: switches.qk_norm,
         qkv_bias: switches.qkv_bias,
         norm_plus_one: switches.gemma,
         branch_norms: switches.gemma,
         activation: switches.activation,
         embedding_scale: if switches.gemma {
-            (raw.hidden_size as f64).sqrt() as f32
+            (hidden_size as f64).sqrt() as f32
         } else {
             1.0
         },
-        attention_scale: if switches.gemma {
-            root(raw.query_pre_attn_scalar.unwrap_or(GEMMA3_HEAD_DIM as f64))
-        } else {
-            root(head_dim as f64)
-        },
+        attention_scale: scalar.powf(-0.5) as f32,
         ropes,
         attention,
-        eos_token_ids: raw
-            .eos_token_id
-            .map(OneOrMany::into_vec)
-            .unwrap_or_default(),
+        eos_token_ids,
     })
 }
 
-impl RawConfig {
-    fn refuse_unknown_mathematics(&self, at: &At, switches: &Switches) -> Result<(), EngineError> {
-        for (name, set) in [
-            ("attention_bias", self.attention_bias),
-            ("mlp_bias", self.mlp_bias),
-            (
-                "use_bidirectional_attention",
-                self.use_bidirectional_attention,
-            ),
-            (
-                "use_sliding_window",
-                self.use_sliding_window && !switches.gemma,
-            ),
-            (
-                "attn_logit_softcapping",
-                self.attn_logit_softcapping.is_some(),
-            ),
-            (
-                "final_logit_softcapping",
-                self.final_logit_softcapping.is_some(),
-            ),
-            ("quantization_config", self.quantization_config.is_some()),
-            ("num_experts", self.num_experts.is_some()),
-            ("num_local_experts", self.num_local_experts.is_some()),
-        ] {
-            if set {
-                return Err(at.unsupported(name.to_owned()));
-            }
+/// Whether the output matrix is the embedding. Gemma's files leave it out and mean `true`; those
+/// with images may say it for the whole and for the text model.
+fn tied(top: &Keys<'_>, keys: &Keys<'_>, switches: &Switches) -> Result<bool, EngineError> {
+    let key = "tie_word_embeddings";
+    let (whole, text) = (top.flag(key)?, keys.flag(key)?);
+    if let (Some(whole), Some(text)) = (whole, text)
+        && whole != text
+    {
+        return Err(top
+            .at
+            .invalid(format!("{key} contradicts {}", keys.name(key))));
+    }
+    Ok(text.or(whole).unwrap_or(switches.gemma))
+}
+
+/// Refuses by name what changes the mathematics and is not computed here.
+fn refuse_unknown_mathematics(keys: &Keys<'_>, switches: &Switches) -> Result<(), EngineError> {
+    let refused = |key: &str, value: &Value| {
+        let (name, value) = (keys.name(key), shown(value));
+        Err(keys.at.unsupported(format!("{name} {value}")))
+    };
+    let sliding = (!switches.gemma).then_some("use_sliding_window");
+    let normed = QK_NORM.into_iter().filter(|_| !switches.qk_norm);
+    for key in REFUSED_UNLESS_EMPTY
+        .into_iter()
+        .chain(sliding)
+        .chain(normed)
+    {
+        if let Some(value) = keys.get(key).filter(|value| !is_empty(value)) {
+            return refused(key, value);
         }
-        let known = match switches.activation {
-            Activation::Silu => "silu",
-            Activation::GeluTanh => "gelu_pytorch_tanh",
-        };
-        // Gemma's files may carry an obsolete `hidden_act` beside the key that counts.
-        let (key, act) = match &self.hidden_activation {
-            Some(act) => ("hidden_activation", Some(act)),
-            None => ("hidden_act", self.hidden_act.as_ref()),
-        };
-        if let Some(act) = act.filter(|act| *act != known) {
-            return Err(at.unsupported(format!("{key} {act}")));
+    }
+    for key in REFUSED_UNLESS_ONE {
+        if let Some(value) = keys.get(key).filter(|value| !is_one(value)) {
+            return refused(key, value);
         }
-        Ok(())
+    }
+    let known = match switches.activation {
+        Activation::Silu => ["silu", "swish"],
+        Activation::GeluTanh => ["gelu_pytorch_tanh"; 2],
+    };
+    // Gemma's files may carry an obsolete `hidden_act` beside the key that counts.
+    let counts = keys.get("hidden_activation").is_some() && switches.gemma;
+    let other = (!counts).then_some("hidden_act");
+    for key in other.into_iter().chain(["hidden_activation"]) {
+        if let Some(value) = keys.get(key)
+            && !value.as_str().is_some_and(|act| known.contains(&act))
+        {
+            return refused(key, value);
+        }
+    }
+    Ok(())
+}
+
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Bool(on) => !on,
+        Value::Number(number) => number.as_f64() == Some(0.0),
+        Value::String(text) => text.is_empty(),
+        Value::Array(list) => list.is_empty(),
+        Value::Object(map) => map.is_empty(),
     }
 }

@@ -1,7 +1,7 @@
 //! The weight files of a model's folder.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::path::{Component, Path, PathBuf};
 
 use serde::Deserialize;
@@ -9,9 +9,20 @@ use sha2::{Digest as _, Sha256};
 
 use crate::error::EngineError;
 use crate::safetensors::{SafetensorsFile, TensorView};
+use crate::small_file;
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
+
+/// What every tensor of a text model but its output matrix begins with.
+const TEXT: &str = "model.";
+/// The same where the text model is a part of one with images: as it was published, and as some
+/// versions of transformers write it.
+const TEXT_INSIDE: [&str; 2] = ["language_model.model.", "model.language_model."];
+/// What the output matrix may begin with there.
+const OUTPUT_INSIDE: &str = "language_model.";
+/// The tensor that tells which it is.
+const EMBEDDING: &str = "embed_tokens.weight";
 
 /// The open weight files.
 pub(super) struct Checkpoint {
@@ -20,6 +31,8 @@ pub(super) struct Checkpoint {
     files: Vec<(String, SafetensorsFile)>,
     /// Tensor name to index of its file.
     places: BTreeMap<String, usize>,
+    /// What stands in the files for [`TEXT`].
+    text: &'static str,
 }
 
 #[derive(Deserialize)]
@@ -50,35 +63,49 @@ impl Checkpoint {
             }
             files.push((name, file));
         }
+        let embeds = |text: &&str| places.contains_key(&format!("{text}{EMBEDDING}"));
+        let text = [TEXT].into_iter().chain(TEXT_INSIDE).find(embeds);
         Ok(Self {
             dir: dir.to_owned(),
             files,
+            text: text.unwrap_or(TEXT),
             places,
         })
     }
 
-    /// A tensor of exactly this shape.
+    /// The name in the files of a tensor of the text model.
+    fn stored<'a>(&self, name: &'a str) -> Cow<'a, str> {
+        match name.strip_prefix(TEXT) {
+            _ if self.text == TEXT => name.into(),
+            Some(rest) => format!("{}{rest}", self.text).into(),
+            None if self.places.contains_key(name) => name.into(),
+            None => format!("{OUTPUT_INSIDE}{name}").into(),
+        }
+    }
+
+    /// A tensor of exactly this shape, by its name in a text model.
     pub(super) fn tensor(
         &self,
         name: &str,
         shape: &[usize],
     ) -> Result<TensorView<'_>, EngineError> {
-        let Some(&file) = self.places.get(name) else {
+        let name = self.stored(name);
+        let Some(&file) = self.places.get(&*name) else {
             let file = match self.files.as_slice() {
                 [(only, _)] => self.dir.join(only),
                 _ => self.dir.clone(),
             };
             return Err(EngineError::TensorMissing {
                 file,
-                tensor: name.to_owned(),
+                tensor: name.into_owned(),
             });
         };
-        self.files[file].1.tensor(name)?.expect_shape(shape)
+        self.files[file].1.tensor(&name)?.expect_shape(shape)
     }
 
     /// Whether a tensor exists.
     pub(super) fn has(&self, name: &str) -> bool {
-        self.places.contains_key(name)
+        self.places.contains_key(&*self.stored(name))
     }
 
     /// Whether nothing has written into the files since they were opened, so that the digest is
@@ -108,7 +135,7 @@ impl Checkpoint {
 
 /// The shard files that an index names; each must be a plain file name.
 fn shard_names(index: &Path) -> Result<BTreeSet<String>, EngineError> {
-    let bytes = fs::read(index).map_err(|e| EngineError::io(index, e))?;
+    let bytes = small_file::read(index)?;
     let invalid = |reason: String| EngineError::ConfigInvalid {
         file: index.to_owned(),
         reason,

@@ -1,6 +1,5 @@
 //! Weights of a model, checked against its configuration and with the matrices that [`super::matrices`] packs.
 
-use std::fs;
 use std::path::Path;
 
 use super::checkpoint::Checkpoint;
@@ -11,6 +10,7 @@ use crate::config::ModelConfig;
 use crate::cpu::pack::PackedWeights;
 use crate::cpu::rope::RopeTable;
 use crate::error::EngineError;
+use crate::small_file;
 
 /// Weights of one layer.
 #[derive(Debug)]
@@ -82,7 +82,7 @@ impl Model {
 /// Loads a model's folder.
 pub(super) fn load(dir: &Path, options: &LoadOptions) -> Result<Model, EngineError> {
     let file = dir.join("config.json");
-    let json = fs::read(&file).map_err(|e| EngineError::io(&file, e))?;
+    let json = small_file::read(&file)?;
     let config = ModelConfig::parse(&file, &json)?;
     let checkpoint = Checkpoint::open(dir)?;
     // Of the very files that are packed below: they stay open in between, and whoever writes into

@@ -62,7 +62,8 @@ pub(super) fn invalid(path: &Path, reason: &str) -> EngineError {
 /// The ids at which generation stops, in the order of the file.
 ///
 /// `generation_config.json` decides (`eos_token_id`, a number or a list); where it is missing or
-/// says nothing, `config.json` does. A model without either has no stop token: an empty list.
+/// says nothing, `config.json` does, or in it the `text_config` of a model with images. A model
+/// without any has no stop token: an empty list.
 ///
 /// # Errors
 ///
@@ -73,10 +74,14 @@ pub fn stop_tokens(dir: &Path) -> Result<Vec<u32>, EngineError> {
         let Some(json) = read_json(&path)? else {
             continue;
         };
-        match json.get("eos_token_id") {
-            None | Some(Value::Null) => {}
-            Some(Value::Array(list)) => return list.iter().map(|id| token_id(&path, id)).collect(),
-            Some(id) => return Ok(vec![token_id(&path, id)?]),
+        for place in [Some(&json), json.get("text_config")] {
+            match place.and_then(|place| place.get("eos_token_id")) {
+                None | Some(Value::Null) => {}
+                Some(Value::Array(list)) => {
+                    return list.iter().map(|id| token_id(&path, id)).collect();
+                }
+                Some(id) => return Ok(vec![token_id(&path, id)?]),
+            }
         }
     }
     Ok(Vec::new())
@@ -114,6 +119,8 @@ mod tests {
             ("config.json", r#"{"eos_token_id": 3}"#),
         ]);
         assert_eq!(stop_tokens(silent.path()).expect("valid"), [3]);
+        let inside = dir_with(&[("config.json", r#"{"text_config": {"eos_token_id": [4]}}"#)]);
+        assert_eq!(stop_tokens(inside.path()).expect("valid"), [4]);
         assert!(stop_tokens(dir_with(&[]).path()).expect("valid").is_empty());
     }
 
