@@ -353,6 +353,110 @@ mod tests {
         out
     }
 
+    /// Derivatives by queries, keys and values in f64, one query after the other; added to `sums`.
+    fn plain(
+        heads: Heads,
+        sequence: &SequenceRows,
+        [q, k, v, dout]: [&[f64]; 4],
+        out: &mut [f64],
+        [dq, dk, dv]: &mut [Vec<f64>; 3],
+    ) {
+        let (dim, scale) = (heads.dim, f64::from(heads.scale));
+        let group = heads.queries / heads.kv;
+        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+        let add = |to: &mut [f64], from: &[f64], by: f64| {
+            to.iter_mut()
+                .zip(from)
+                .for_each(|(to, from)| *to += by * from);
+        };
+        let (prefix, own) = (sequence.prefix.len(), sequence.own.len());
+        for h in 0..heads.queries {
+            let query = |i: usize| (sequence.row_of(i) * heads.queries + h) * dim;
+            let key = |j: usize| (sequence.row_of(j) * heads.kv + h / group) * dim;
+            for i in prefix..prefix + own {
+                let of_query = query(i)..query(i) + dim;
+                let seen = heads.first_key(i)..i + 1;
+                let of_key = |j: usize| key(j)..key(j) + dim;
+                let score = |j| (scale * dot(&q[of_query.clone()], &k[of_key(j)])).exp();
+                let scores: Vec<f64> = seen.clone().map(score).collect();
+                let total: f64 = scores.iter().sum();
+                for (j, score) in seen.clone().zip(&scores) {
+                    add(&mut out[of_query.clone()], &v[of_key(j)], score / total);
+                }
+                let pull = dot(&dout[of_query.clone()], &out[of_query.clone()]);
+                for (j, score) in seen.zip(&scores) {
+                    let p = score / total;
+                    let ds = scale * p * (dot(&dout[of_query.clone()], &v[of_key(j)]) - pull);
+                    add(&mut dv[of_key(j)], &dout[of_query.clone()], p);
+                    add(&mut dq[of_query.clone()], &k[of_key(j)], ds);
+                    add(&mut dk[of_key(j)], &q[of_query.clone()], ds);
+                }
+            }
+        }
+    }
+
+    /// Several blocks of queries, two sequences on one prefix that is longer than a block, windows
+    /// within a block, at its borders, across it and beyond everything.
+    #[test]
+    fn long_sequences_on_a_shared_prefix_match_the_plain_derivatives() {
+        let (prefix, first, second) = (0..70, 70..220, 220..287);
+        let rows = second.end;
+        let (q, k) = (wave(rows * 24, 0.3), wave(rows * 12, 1.1));
+        let (v, dout) = (wave(rows * 12, 2.7), wave(rows * 24, 0.9));
+        let sequence = |prefix: &Range<usize>, own: &Range<usize>| SequenceRows {
+            prefix: prefix.clone(),
+            own: own.clone(),
+        };
+        let sequences = [
+            sequence(&(0..0), &prefix),
+            sequence(&prefix, &first),
+            sequence(&prefix, &second),
+        ];
+        let [q32, k32, v32, dout32] = [&q, &k, &v, &dout].map(|values| single(values));
+        for window in [
+            None,
+            Some(1),
+            Some(63),
+            Some(64),
+            Some(65),
+            Some(130),
+            Some(1000),
+        ] {
+            let heads = Heads { window, ..HEADS };
+            let mut out = vec![0.0; q.len()];
+            let mut expected = [q.len(), k.len(), v.len()].map(|len| vec![0.0; len]);
+            for sequence in &sequences {
+                let inputs = [&q[..], &k, &v, &dout];
+                plain(heads, sequence, inputs, &mut out, &mut expected);
+            }
+            for isa in Isa::available() {
+                let [mut dq, mut dk, mut dv] = [q.len(), k.len(), v.len()].map(|n| vec![0.0; n]);
+                let inputs = Inputs {
+                    q: &q32,
+                    k: &k32,
+                    v: &v32,
+                    out: &single(&out),
+                    dout: &dout32,
+                };
+                let mut scratch = Scratch::default();
+                for sequence in &sequences {
+                    let mut outputs = Outputs {
+                        dq: &mut dq,
+                        dk: &mut dk,
+                        dv: &mut dv,
+                    };
+                    backward(isa, heads, sequence, inputs, &mut outputs, &mut scratch);
+                }
+                for (which, (got, expected)) in [dq, dk, dv].iter().zip(&expected).enumerate() {
+                    for (at, (got, expected)) in got.iter().zip(expected).enumerate() {
+                        let error = (f64::from(*got) - expected).abs() / expected.abs().max(1.0);
+                        assert!(error < 3e-6, "{window:?} {which} {at}: {got} {expected}");
+                    }
+                }
+            }
+        }
+    }
+
     #[test]
     fn derivatives_match_differences() {
         for window in [None, Some(1), Some(2), Some(9)] {
