@@ -82,8 +82,6 @@ impl ChatTemplate {
         messages: &[ChatMessage],
         add_generation_prompt: bool,
     ) -> Result<String, EngineError> {
-        let template = self.environment.get_template(TEMPLATE_NAME);
-        let template = template.map_err(|error| invalid(&self.path, &chain(&error)))?;
         let mut values = vec![
             ("messages", Value::from_serialize(messages)),
             ("add_generation_prompt", Value::from(add_generation_prompt)),
@@ -100,7 +98,7 @@ impl ChatTemplate {
             .as_deref()
             .map(|t| ("eos_token", Value::from(t)));
         values.extend(bos.into_iter().chain(eos));
-        let rendered = template.render(Value::from_iter(values));
+        let rendered = jinja::render(&self.environment, Value::from_iter(values));
         rendered.map_err(|error| invalid(&self.path, &chain(&error)))
     }
 

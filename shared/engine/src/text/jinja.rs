@@ -1,15 +1,24 @@
 //! The template environment that chat templates expect: Jinja as the checkpoints' tools set it up.
+//!
+//! A template is a program that came with the model. Its instructions and its output have bounds,
+//! and a panic of the library is an error; what it makes in between, a string that is doubled forty
+//! times for instance, is only bounded by the memory.
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use minijinja::value::Value;
 use minijinja::{Environment, Error, ErrorKind};
 use serde::Serialize;
 use serde_json::ser::Formatter;
 
-/// Instructions one rendering may take. A conversation of a thousand turns takes about 10^5; an
-/// endless loop in a template must end as an error.
-const FUEL_MAX: u64 = 50_000_000;
+/// Instructions one rendering may take, about a tenth of a second. A conversation of a thousand turns
+/// takes about 10^5; an endless loop in a template must end as an error.
+const FUEL_MAX: u64 = 5_000_000;
+
+/// Bytes one rendering may write: several times the text of the longest context. A loop writes as
+/// much as it likes with each instruction.
+const RENDERED_BYTES_MAX: usize = 16 << 20;
 
 /// An environment with the template `chat`: trimmed blocks, Python's string methods,
 /// `raise_exception` and Python's JSON.
@@ -28,6 +37,36 @@ pub(super) fn environment(source: String) -> Result<Environment<'static>, Error>
     environment.add_filter("tojson", python_json);
     environment.add_template_owned(super::chat::TEMPLATE_NAME, source)?;
     Ok(environment)
+}
+
+/// The text of the environment's template.
+pub(super) fn render(environment: &Environment<'_>, context: Value) -> Result<String, Error> {
+    let template = environment.get_template(super::chat::TEMPLATE_NAME)?;
+    let mut text = Bounded(Vec::new());
+    let render = || template.render_captured_to(context, &mut text).map(|_| ());
+    // Some of the library's operations panic on absurd lengths.
+    let rendered = catch_unwind(AssertUnwindSafe(render));
+    let failed = |reason: &str| Error::new(ErrorKind::InvalidOperation, reason.to_owned());
+    rendered.unwrap_or_else(|_| Err(failed("the template library gave up on it")))?;
+    String::from_utf8(text.0).map_err(|_| failed("it wrote no UTF-8"))
+}
+
+/// A text of at most [`RENDERED_BYTES_MAX`] bytes.
+struct Bounded(Vec<u8>);
+
+impl io::Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.0.len() + bytes.len() > RENDERED_BYTES_MAX {
+            let reason = format!("it writes more than {RENDERED_BYTES_MAX} bytes");
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, reason));
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// JSON as Python's `json.dumps(…, ensure_ascii=False)` writes it: a space after `:` and `,`.
@@ -81,8 +120,8 @@ mod tests {
 
     fn render(source: &str) -> Result<String, Error> {
         let environment = environment(source.to_owned())?;
-        let template = environment.get_template(super::super::chat::TEMPLATE_NAME)?;
-        template.render(context! { x => serde_json::json!({"a": [1, "<é>"]}) })
+        let context = context! { x => serde_json::json!({"a": [1, "<é>"]}) };
+        super::render(&environment, context)
     }
 
     #[test]
@@ -108,5 +147,30 @@ mod tests {
             render(endless).expect_err("it runs out").kind(),
             ErrorKind::OutOfFuel
         );
+    }
+
+    #[test]
+    fn what_a_template_writes_has_a_bound() {
+        let most = RENDERED_BYTES_MAX >> 10;
+        let write = |kib: usize| {
+            render(&format!(
+                "{{% set x = 'a' * 1024 %}}{{% for i in range({kib}) %}}{{{{ x }}}}{{% endfor %}}"
+            ))
+        };
+        assert_eq!(write(most).expect("it fits").len(), RENDERED_BYTES_MAX);
+        let error = write(most + 1).expect_err("it is too long");
+        let cause = std::error::Error::source(&error).expect("the writer's words");
+        assert!(cause.to_string().contains("more than"), "{error}: {cause}");
+    }
+
+    #[test]
+    fn panics_of_the_library_are_errors() {
+        for source in [
+            "{{ ([1, 2] * 4611686018427387904) | list }}",
+            "{{ '{:.1000000000f}'.format(1.0) }}",
+        ] {
+            let error = render(source).expect_err(source);
+            assert!(error.to_string().contains("gave up"), "{error}");
+        }
     }
 }
