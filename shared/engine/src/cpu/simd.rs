@@ -45,6 +45,12 @@ pub(crate) trait Simd: Copy {
     fn odd(self, pairs: Self::P) -> Self::V;
     /// `fma(x.even, w.even, fma(x.odd, w.odd, acc))`, with subnormal elements and results as
     /// zero. `acc` is not subnormal (see [`Self::flush`]).
+    ///
+    /// The instruction asks whether a result is subnormal after it was rounded to 24 bits, this
+    /// after it was rounded as a subnormal. They differ where the exact result is less than the
+    /// least normal number by 2^-151 to 2^-150: 2^-126 here, zero there. To get between, a sum that
+    /// is within 2^-134 of 2^-126 must meet a product below 2^-134, so an element below 2^-67. Two
+    /// more operations on every step would tell; no sum of a model comes near.
     #[inline(always)]
     fn dot2(self, acc: Self::V, x: Self::P, w: Self::P) -> Self::V {
         let odd = self.fma(self.flush(self.odd(x)), self.flush(self.odd(w)), acc);
@@ -189,4 +195,111 @@ pub(crate) fn max_lanes<S: Simd>(s: S, v: S::V) -> f32 {
         max = if lane > max { lane } else { max };
     }
     max
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::bf16::{narrow, widen};
+
+    /// 2^-134: elements of at least 2^-67 have no smaller product.
+    const PRODUCT_MIN: f64 = 4.6e-41;
+
+    struct Dot2<'a> {
+        acc: &'a [f32; LANES],
+        x: &'a [u32; LANES],
+        w: &'a [u32; LANES],
+    }
+
+    impl Kernel for Dot2<'_> {
+        type Output = [f32; LANES];
+
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) -> [f32; LANES] {
+            let mut out = [0.0; LANES];
+            let result = s.dot2(s.load(self.acc), s.load_pairs(self.x), s.load_pairs(self.w));
+            s.store(&mut out, result);
+            out
+        }
+    }
+
+    /// `acc + x w` as the instruction rounds it. Exact in f64 for the numbers below.
+    fn instruction(acc: f32, x: f32, w: f32) -> f32 {
+        let scale = 64f64.exp2();
+        let rounded = ((f64::from(acc) + f64::from(x) * f64::from(w)) * scale) as f32;
+        let least = f64::from(f32::MIN_POSITIVE) * scale;
+        match f64::from(rounded.abs()) < least {
+            true => 0f32.copysign(rounded),
+            false => (f64::from(rounded) / scale) as f32,
+        }
+    }
+
+    /// Sums near the least normal number and factors whose product is near their last bits.
+    fn cases() -> Vec<(f32, f32, f32)> {
+        let least = f32::MIN_POSITIVE;
+        let sums = (0..6u32).chain([1 << 14, 1 << 15, 1 << 16, 1 << 23]);
+        let sums: Vec<f32> = sums
+            .map(|ulps| f32::from_bits(least.to_bits() + ulps))
+            .collect();
+        let mut cases = vec![(least, -(-75f32).exp2(), (-75f32).exp2())];
+        for exponent in -160..=-126 {
+            // Even splits and those with one element near one.
+            for low in [exponent / 2, exponent.max(-126), -67, -66] {
+                let high = exponent - low;
+                for (a, b) in [(0x80u8, 0x80u8), (0x80, 0x81), (0xFF, 0xFF), (0xC3, 0xA7)] {
+                    let x = f32::from(a) * ((low - 7) as f32).exp2();
+                    let w = f32::from(b) * ((high - 7) as f32).exp2();
+                    let normal = |v: f32| v >= least && widen(narrow(v)) == v;
+                    if !(normal(x) && normal(w)) {
+                        continue;
+                    }
+                    for acc in &sums {
+                        cases.extend([(*acc, -x, w), (-*acc, x, w), (*acc, x, w)]);
+                    }
+                }
+            }
+        }
+        cases
+    }
+
+    /// The emulation is the instruction but in the one place that `dot2` tells of.
+    #[test]
+    fn emulated_products_are_those_of_the_instruction_above_its_border() {
+        let (mut equal, mut beyond) = (0, 0);
+        for (acc, x, w) in cases() {
+            let product = f64::from(x) * f64::from(w);
+            let (x, w) = (u32::from(narrow(x)), u32::from(narrow(w)));
+            let (exact, sums) = (
+                instruction(acc, widen(x as u16), widen(w as u16)),
+                [acc; LANES],
+            );
+            // As the odd elements, whose result the even ones (zeros) are then added to, and as
+            // the even ones.
+            for (shift, exact) in [(16, exact + 0.0), (0, exact)] {
+                let pairs = [x << shift; LANES];
+                let weights = [w << shift; LANES];
+                for isa in Isa::available() {
+                    let dot2 = Dot2 {
+                        acc: &sums,
+                        x: &pairs,
+                        w: &weights,
+                    };
+                    let got = isa.dispatch(dot2)[LANES - 1];
+                    let what = format!("{} {acc:e} {product:e}: {got:e}", isa.name());
+                    if got.to_bits() == exact.to_bits() {
+                        equal += 1;
+                        continue;
+                    }
+                    assert_ne!(isa.name(), "avx512bf16", "{what}");
+                    assert_eq!((got.abs(), exact), (f32::MIN_POSITIVE, 0.0), "{what}");
+                    assert!(product.abs() < PRODUCT_MIN, "{what}");
+                    beyond += 1;
+                }
+            }
+        }
+        assert!(
+            equal > 10_000 && beyond > 0,
+            "{equal} equal, {beyond} beyond"
+        );
+    }
 }
