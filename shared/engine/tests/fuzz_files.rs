@@ -14,7 +14,7 @@ use std::cell::Cell;
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 use random_model::{Noise, ODD_SHAPES, Shape};
 use rustix::time::{ClockId, clock_gettime};
@@ -51,6 +51,7 @@ thread_local! {
     static LIVE: Cell<usize> = const { Cell::new(0) };
     static PEAK: Cell<usize> = const { Cell::new(0) };
     static CASE: Cell<u64> = const { Cell::new(0) };
+    static READING: Cell<bool> = const { Cell::new(false) };
 }
 
 /// The system's allocator, counting what each thread holds.
@@ -141,7 +142,15 @@ fn fuzz<T>(
     mut read: impl FnMut(&T) -> bool,
 ) {
     // Panics that libraries are guarded against would fill the screen.
-    std::panic::set_hook(Box::new(|_| {}));
+    static QUIET: Once = Once::new();
+    QUIET.call_once(|| {
+        let loud = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if !READING.get() {
+                loud(panic);
+            }
+        }));
+    });
     let name = target.bytes().fold(SEED, |hash, byte| {
         hash.wrapping_mul(0x100_0000_01B3).wrapping_add(byte.into())
     });
@@ -155,7 +164,9 @@ fn fuzz<T>(
         LIVE.set(0);
         PEAK.set(0);
         let begin = cpu_ms();
+        READING.set(true);
         let ended = catch_unwind(AssertUnwindSafe(|| read(&input)));
+        READING.set(false);
         let (cpu_ms, peak) = (cpu_ms() - begin, PEAK.get());
         let which = format!("{target}, seed {SEED}, case {case}");
         let accepted = ended.unwrap_or_else(|panic| {
