@@ -26,7 +26,7 @@ const MODEL: &str = r#"{
 
 fn model() -> Arc<Model> {
     let config = ModelConfig::parse(Path::new("config.json"), MODEL.as_bytes());
-    Arc::new(Model::synthetic(config.expect("valid"), Compute::F32, 3))
+    Arc::new(Model::synthetic(config.expect("valid"), Compute::F32, 3).expect("small"))
 }
 
 /// The recipe of a run beside which `kl_reference` may lie.

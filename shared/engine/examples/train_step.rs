@@ -35,7 +35,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let model = Arc::new(if dir.join("model.safetensors").exists() {
         Model::load(dir)?
     } else {
-        Model::synthetic(ModelConfig::load(dir)?, Compute::Bf16, 1)
+        Model::synthetic(ModelConfig::load(dir)?, Compute::Bf16, 1)?
     });
     let config = LoraConfig::all_linear(rank, 2.0 * rank as f32);
     let adapter = Adapter::init(model.config(), &config, 1)?;

@@ -225,7 +225,7 @@ mod tests {
     #[test]
     fn a_groups_prompt_is_computed_once_and_no_bit_changes() {
         let config = ModelConfig::parse(Path::new("config.json"), MODEL.as_bytes());
-        let model = Model::synthetic(config.expect("valid"), Compute::F32, 1);
+        let model = Model::synthetic(config.expect("valid"), Compute::F32, 1).expect("small");
         let threads = Threads::new(2);
         let mut texts: Vec<Vec<u32>> = vec![text(1, 0, 1, 30), text(1, 0, 2, 5)];
         // A prompt of more than a pass, answers within a page and of more than a pass.

@@ -3,7 +3,12 @@
 //!
 //! Every case follows from [`SEED`], its target and its number, which a failure prints. Each file
 //! that once broke something has a test of its own, beside the code that was at fault.
-#![allow(unsafe_code, reason = "an allocator that counts")]
+#![allow(
+    unsafe_code,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "an allocator that counts, and what the cases cost"
+)]
 
 mod fixture;
 mod mutate;
@@ -297,7 +302,7 @@ fn safetensors() {
 #[test]
 fn configurations() {
     let lines = include_str!("../../../tests/fixtures/configs.jsonl").lines();
-    let configs: Vec<Value> = (lines.map(|line| serde_json::from_str::<Value>(line)))
+    let configs: Vec<Value> = (lines.map(serde_json::from_str::<Value>))
         .map(|line| line.expect("JSON")["config"].take())
         .collect();
     let make = |noise: &mut Noise| {

@@ -16,7 +16,8 @@ fn model() -> Model {
         "hidden_act": "silu"}}"#
     );
     let config = ModelConfig::parse(Path::new("config.json"), json.as_bytes());
-    Model::synthetic(config.expect("a plain model"), Compute::F32, 7).expect("a small model")
+    let config = config.expect("a plain model");
+    Model::synthetic(config, Compute::F32, 7).expect("a small model")
 }
 
 fn adapter(model: &Model, seed: u64) -> Arc<Adapter> {

@@ -182,6 +182,7 @@ fn norm(
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::fs::{File, FileTimes};
     use std::os::unix::fs::FileExt as _;
     use std::path::PathBuf;

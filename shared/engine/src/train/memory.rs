@@ -290,7 +290,7 @@ mod tests {
 
     fn sizes(threads: usize) -> Sizes {
         let config = ModelConfig::parse(Path::new("config.json"), MODEL.as_bytes());
-        let model = Model::synthetic(config.expect("valid"), Compute::Bf16, 1);
+        let model = Model::synthetic(config.expect("valid"), Compute::Bf16, 1).expect("small");
         let lora = crate::adapter::LoraConfig::all_linear(8, 16.0);
         let adapter = Adapter::init(model.config(), &lora, 1).expect("valid");
         Sizes::of(&model, &adapter, threads)
