@@ -22,7 +22,12 @@ pub(crate) struct Voice {
     bar: Option<ProgressBar>,
     events: File,
     rewards: Vec<f64>,
+    /// Steps in a row from which nothing was learnt.
+    idle_steps: u64,
 }
+
+/// Steps in a row without a gradient after which that is said; at first such a step may be chance.
+const IDLE_STEPS_TOLD: u64 = 3;
 
 impl Voice {
     pub(crate) fn open(json: bool, events: &Path) -> Result<Self, Fault> {
@@ -38,6 +43,7 @@ impl Voice {
             bar: None,
             events,
             rewards: Vec::new(),
+            idle_steps: 0,
         })
     }
 
@@ -108,6 +114,16 @@ impl Voice {
             }
             None => self.event(&event, &words),
         }
+        let is_idle = report.groups_zero_variance == report.groups;
+        self.idle_steps = if is_idle { self.idle_steps + 1 } else { 0 };
+        // Whole groups that all failed are told at once, and again and again: it will not pass.
+        if report.groups == 0 || self.idle_steps == IDLE_STEPS_TOLD {
+            let warning = nothing_learnt(report, self.idle_steps);
+            self.event(
+                &json!({ "event": "warning", "step": report.step, "message": warning }),
+                &warning,
+            );
+        }
     }
 
     pub(crate) fn end(&mut self) {
@@ -126,6 +142,23 @@ impl Voice {
             &words,
         );
     }
+}
+
+/// Why a run stands still, and where to look.
+fn nothing_learnt(report: &StepReport, idle_steps: u64) -> String {
+    if report.groups == 0 {
+        return format!(
+            "warning: step {} had no group to learn from: its rollouts failed. See `volley job list`, \
+             `volley job show` and the workers' logs",
+            report.step
+        );
+    }
+    format!(
+        "warning: nothing was learnt in {idle_steps} steps: within every group all rewards are equal \
+         (mean {:.3}). Read transcripts/ in the run directory: are answers cut off, is the task out \
+         of reach, or solved already?",
+        report.reward_mean
+    )
 }
 
 /// The last rewards as blocks, scaled to what they cover.
