@@ -8,6 +8,7 @@
 mod attention;
 mod keys;
 mod raw;
+mod refused;
 
 use std::path::Path;
 

@@ -32,7 +32,8 @@ impl Bytes {
         // never written in place. Packed files are created without write permission in a
         // directory that nobody else may enter, and afterwards only renamed and unlinked, which
         // leaves the inode of a mapping alone. Whoever overrides that as the same user could as
-        // well kill the process, and a truncation does (SIGBUS); an advisory lock would not stop it.
+        // well kill the process, and a truncation does (SIGBUS); an advisory lock would not stop
+        // it.
         let map = unsafe { Mmap::map(file) }?;
         Ok(Self::Mapped(map))
     }

@@ -18,6 +18,8 @@ use volley_engine::kv::KvCache;
 use volley_engine::model::{LogitsWanted, Model, SYNTHETIC_WEIGHTS_MAX, Scratch, SequenceStep};
 use volley_engine::safetensors::{SafetensorsFile, TensorData, write};
 
+const GEMMA3: Fixture = Fixture("gemma3-tiny");
+
 /// Written by `tests/compat/configs.py` with both versions.
 const WRITTEN: &str = include_str!("../../../tests/fixtures/configs.jsonl");
 
@@ -242,94 +244,36 @@ fn mathematics_of_others_is_refused_by_name() {
     }
 }
 
+/// Values that no key of that name may have.
+fn impossible() -> Value {
+    json!({
+        "rope_theta": [0, -1e4, 1e300, 5e-324, 0.5, "1e6"],
+        "rms_norm_eps": [0, -1.0, 1e-300, 1e30, [1]],
+        "hidden_size": [0, -4, 1.5, u64::MAX, "32", [32]],
+        "head_dim": [0, 8192, 7],
+        "num_hidden_layers": [0, 1025, 1u64 << 40],
+        "num_key_value_heads": [0, 8, 3],
+        "max_position_embeddings": [0, 1_000_000_000, 1e9, -1],
+        "vocab_size": [0, u64::MAX, "x".repeat(100_000)],
+        "tie_word_embeddings": [1, "true"],
+        "eos_token_id": [-1, 1u64 << 32, [1, "2"], 1.0],
+        "layer_types": [["full_attention"], "full_attention", [1, 2], []],
+        "rope_scaling": ["linear", [1]],
+        "rope_parameters": ["linear", {"rope_type": "default", "rope_theta": 1e4}],
+        "architectures": [[], ["a", "b"], "Qwen3ForCausalLM", [1]],
+        "model_type": ["llama", 3],
+    })
+}
+
 #[test]
 fn what_cannot_be_is_refused_with_file_and_key() {
-    let huge = "x".repeat(100_000);
-    for (key, values) in [
-        (
-            "rope_theta",
-            vec![
-                json!(0),
-                json!(-1e4),
-                json!(1e300),
-                json!(5e-324),
-                json!(0.5),
-                json!("1e6"),
-            ],
-        ),
-        (
-            "rms_norm_eps",
-            vec![
-                json!(0),
-                json!(-1.0),
-                json!(1e-300),
-                json!(1e30),
-                json!([1]),
-            ],
-        ),
-        (
-            "hidden_size",
-            vec![
-                json!(0),
-                json!(-4),
-                json!(1.5),
-                json!(u64::MAX),
-                json!("32"),
-                json!([32]),
-            ],
-        ),
-        ("head_dim", vec![json!(0), json!(8192), json!(7)]),
-        (
-            "num_hidden_layers",
-            vec![json!(0), json!(1025), json!(1u64 << 40)],
-        ),
-        ("num_key_value_heads", vec![json!(0), json!(8), json!(3)]),
-        (
-            "max_position_embeddings",
-            vec![json!(0), json!(1_000_000_000), json!(1e9), json!(-1)],
-        ),
-        ("vocab_size", vec![json!(0), json!(u64::MAX), json!(huge)]),
-        ("tie_word_embeddings", vec![json!(1), json!("true")]),
-        (
-            "eos_token_id",
-            vec![json!(-1), json!(1u64 << 32), json!([1, "2"]), json!(1.0)],
-        ),
-        (
-            "layer_types",
-            vec![
-                json!(["full_attention"]),
-                json!("full_attention"),
-                json!([1, 2]),
-                json!([]),
-            ],
-        ),
-        ("rope_scaling", vec![json!("linear"), json!([1])]),
-        (
-            "rope_parameters",
-            vec![
-                json!("linear"),
-                json!({"rope_type": "default", "rope_theta": 1e4}),
-            ],
-        ),
-        (
-            "architectures",
-            vec![
-                json!([]),
-                json!(["a", "b"]),
-                json!("Qwen3ForCausalLM"),
-                json!([1]),
-            ],
-        ),
-        ("model_type", vec![json!("llama"), json!(3)]),
-    ] {
-        for value in values {
-            let (code, message) = refusal(&with(plain(), &[(key, value)]));
+    for (key, values) in impossible().as_object().expect("an object") {
+        for value in values.as_array().expect("a list") {
+            let (code, message) = refusal(&with(plain(), &[(key, value.clone())]));
             assert_eq!(code, "MODEL_CONFIG", "{message}");
             let last = key.rsplit('_').next().expect("a word");
-            assert!(
-                message.contains(key) || message.contains(last),
-                "{key}: {message}"
-            );
+            let named = message.contains(key) || message.contains(last);
+            assert!(named, "{key}: {message}");
         }
     }
     for (key, value) in [
@@ -345,10 +289,8 @@ fn what_cannot_be_is_refused_with_file_and_key() {
         assert_eq!(code, "MODEL_CONFIG", "{message}");
         assert!(message.contains(key), "{message}");
     }
-    let (code, message) = refusal(&with(
-        gemma(),
-        &[("layer_types", json!(["chunked_attention", "x"]))],
-    ));
+    let types = [("layer_types", json!(["chunked_attention", "x"]))];
+    let (code, message) = refusal(&with(gemma(), &types));
     assert_eq!(code, "MODEL_UNSUPPORTED");
     assert!(message.contains("chunked_attention"), "{message}");
     for key in [
@@ -356,13 +298,13 @@ fn what_cannot_be_is_refused_with_file_and_key() {
         "hidden_size",
         "intermediate_size",
         "num_hidden_layers",
+        "rms_norm_eps",
+        "max_position_embeddings",
+        "architectures",
     ] {
         let (code, message) = refusal(&without(plain(), key));
-        assert_eq!(
-            (code, message.contains(key)),
-            ("MODEL_CONFIG", true),
-            "{message}"
-        );
+        assert_eq!(code, "MODEL_CONFIG", "{message}");
+        assert!(message.contains(key), "{message}");
     }
 }
 
@@ -436,95 +378,83 @@ fn every_accepted_rope_has_finite_angles() {
     assert!(accepted > 50, "{accepted}");
 }
 
-/// A model with images holds a text model, under other names: the same numbers to the bit.
-#[test]
-fn the_text_of_a_model_with_images_is_computed() {
-    let fixture = Fixture("gemma3-tiny");
-    let plain = fixture.model();
-    let expected = logits(&plain);
-    let source = SafetensorsFile::open(&fixture.dir().join("model.safetensors")).expect("valid");
-    let config = std::fs::read(fixture.dir().join("config.json")).expect("it is there");
+/// The tiny Gemma 3 as the text model of one with images.
+fn with_images() -> Value {
+    let config = std::fs::read(GEMMA3.dir().join("config.json")).expect("it is there");
     let mut text: Value = serde_json::from_slice(&config).expect("JSON");
-    text["model_type"] = json!("gemma3_text");
     text["architectures"] = Value::Null;
-    let whole = json!({
+    json!({
         "architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3",
         "text_config": text, "vision_config": {"hidden_size": 8, "hidden_act": "gelu"},
         "eos_token_id": [1, 106],
+    })
+}
+
+/// Writes its folder: the tensors of the text model begin with `inside`, but for the one that ends
+/// with `gone`, and one of another part is beside them.
+fn write_with_images(dir: &Path, inside: &str, gone: Option<&str>) {
+    let source = SafetensorsFile::open(&GEMMA3.dir().join("model.safetensors")).expect("valid");
+    let mut named = Vec::new();
+    for name in source.names() {
+        let rest = name.strip_prefix("model.").expect("tied: no output matrix");
+        if gone.is_none_or(|gone| !rest.ends_with(gone)) {
+            let view = source.tensor(name).expect("it is there");
+            named.push((format!("{inside}{rest}"), view.clone(), view.to_f32()));
+        }
+    }
+    let norm = source.tensor("model.norm.weight").expect("it is there");
+    named.push((
+        "vision_tower.norm.weight".to_owned(),
+        norm.clone(),
+        norm.to_f32(),
+    ));
+    let tensors = named.iter().map(|(name, view, data)| TensorData {
+        name: name.clone(),
+        shape: view.shape().to_vec(),
+        dtype: view.dtype(),
+        data,
     });
+    let tensors: Vec<_> = tensors.collect();
+    write(&dir.join("model.safetensors"), &tensors, &BTreeMap::new()).expect("writable");
+    std::fs::write(dir.join("config.json"), with_images().to_string()).expect("writable");
+}
+
+/// A model with images holds a text model, under other names: the same numbers to the bit.
+#[test]
+fn the_text_of_a_model_with_images_is_computed() {
+    let expected = logits(&GEMMA3.model());
     for inside in ["language_model.model.", "model.language_model."] {
         let dir = tempfile::tempdir().expect("a folder");
-        let mut names: BTreeMap<String, String> = BTreeMap::new();
-        for name in source.names() {
-            let rest = name.strip_prefix("model.").expect("tied: no output matrix");
-            names.insert(format!("{inside}{rest}"), name.to_owned());
-        }
-        names.insert(
-            "vision_tower.embed.weight".to_owned(),
-            "model.norm.weight".to_owned(),
-        );
-        let views = names
-            .iter()
-            .map(|(new, old)| (new, source.tensor(old).expect("it is there")));
-        let stored: Vec<_> = views
-            .map(|(new, view)| {
-                (
-                    new.clone(),
-                    view.shape().to_vec(),
-                    view.dtype(),
-                    view.to_f32(),
-                )
-            })
-            .collect();
-        let tensors = stored.iter().map(|(name, shape, dtype, data)| TensorData {
-            name: name.clone(),
-            shape: shape.clone(),
-            dtype: *dtype,
-            data,
-        });
-        let tensors: Vec<_> = tensors.collect();
-        let weights = dir.path().join("model.safetensors");
-        write(&weights, &tensors, &BTreeMap::new()).expect("writable");
-        std::fs::write(dir.path().join("config.json"), whole.to_string()).expect("writable");
+        write_with_images(dir.path(), inside, None);
         let model = Model::load(dir.path()).expect("the text model is there");
         assert_eq!(logits(&model), expected, "{inside}");
         assert_eq!(model.config().eos_token_ids, [1, 106]);
         // What is missing is named as it would stand in the file.
-        let fewer: Vec<_> = tensors
-            .into_iter()
-            .filter(|t| !t.name.ends_with("1.mlp.up_proj.weight"))
-            .collect();
-        write(&weights, &fewer, &BTreeMap::new()).expect("writable");
-        let error = Model::load(dir.path()).expect_err("a tensor is gone");
-        assert!(
-            error
-                .to_string()
-                .contains(&format!("{inside}layers.1.mlp.up_proj.weight")),
-            "{error}"
-        );
+        let gone = "layers.1.mlp.up_proj.weight";
+        write_with_images(dir.path(), inside, Some(gone));
+        let error = Model::load(dir.path())
+            .expect_err("a tensor is gone")
+            .to_string();
+        assert!(error.contains(&format!("{inside}{gone}")), "{error}");
     }
-    for (change, word) in [
-        (json!({"model_type": "gemma2"}), "text_config.model_type"),
-        (
-            json!({"final_logit_softcapping": 30.0}),
-            "text_config.final_logit_softcapping",
-        ),
-        (json!({"hidden_size": "wide"}), "text_config.hidden_size"),
+}
+
+#[test]
+fn the_text_model_inside_is_checked_as_any_other() {
+    for (key, value) in [
+        ("model_type", json!("gemma2")),
+        ("final_logit_softcapping", json!(30.0)),
+        ("hidden_size", json!("wide")),
     ] {
-        let mut config = whole.clone();
-        for (key, value) in change.as_object().expect("an object") {
-            config["text_config"][key] = value.clone();
-        }
+        let mut config = with_images();
+        config["text_config"][key] = value;
         let (_, message) = refusal(&config);
-        assert!(message.contains(word), "{message}");
+        assert!(message.contains(&format!("text_config.{key}")), "{message}");
     }
-    let untied = with(whole.clone(), &[("tie_word_embeddings", json!(false))]);
+    let untied = with(with_images(), &[("tie_word_embeddings", json!(false))]);
     assert!(refusal(&untied).1.contains("tie_word_embeddings"));
-    assert!(
-        refusal(&without(whole, "text_config"))
-            .1
-            .contains("text_config")
-    );
+    let (_, message) = refusal(&without(with_images(), "text_config"));
+    assert!(message.contains("text_config is missing"), "{message}");
 }
 
 fn logits(model: &Model) -> Vec<f32> {

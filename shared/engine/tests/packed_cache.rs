@@ -422,7 +422,8 @@ fn no_cache_is_no_reason_to_fail() {
     let folder = tempfile::tempdir().expect("a folder");
     SMALL.write(folder.path(), 1);
     let file = folder.path().join("config.json");
-    // A file where a directory should be; a directory that not even root can write in; one of others.
+    // A file where a directory should be; a directory that not even root can write in; one of
+    // others.
     let open = tempfile::tempdir().expect("a folder");
     fs::set_permissions(open.path(), fs::Permissions::from_mode(0o777)).expect("ours");
     for place in [

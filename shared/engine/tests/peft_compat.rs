@@ -1,5 +1,5 @@
-//! What we save, PEFT loads, and it computes the same log-probabilities and gradients; what it saves
-//! in turn, we load.
+//! What we save, PEFT loads, and it computes the same log-probabilities and gradients; what it
+//! saves in turn, we load.
 //!
 //! Runs `tests/compat/peft_check.py` with `python3` where torch, transformers and peft are
 //! installed; elsewhere it says that it skips. `VOLLEY_PYTHON_PEERS=1` makes their absence an

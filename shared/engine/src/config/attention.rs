@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 
 use super::keys::{Keys, shown};
 use super::raw::Switches;
+use super::refused::is_one;
 use super::{Architecture, LayerAttention, RopeConfig, RopeScaling};
 use crate::error::EngineError;
 
@@ -221,9 +222,4 @@ fn rope_type<'a>(map: &Keys<'a>) -> Result<Option<&'a str>, EngineError> {
         }
         _ => Ok(kind),
     }
-}
-
-/// Whether a factor changes nothing.
-pub(super) fn is_one(value: &Value) -> bool {
-    value.as_f64() == Some(1.0)
 }

@@ -1,8 +1,9 @@
 //! Causal grouped-query attention over cached keys and values.
 //!
 //! For a query q at position p, per head: `s[j] = scale * chain over d of q[d] k[j][d]` for the
-//! keys j = 0..=p (or, with a window of w, the last w of them); `m = max s`; `e[j] = exp(s[j] - m)`; `z` = sum of e in sixteen lanes by
-//! `j % 16`, then the fixed tree; `out = (chain over ascending j of e[j] v[j]) * (1 / z)`.
+//! keys j = 0..=p (or, with a window of w, the last w of them); `m = max s`;
+//! `e[j] = exp(s[j] - m)`; `z` = sum of e in sixteen lanes by `j % 16`, then the fixed tree;
+//! `out = (chain over ascending j of e[j] v[j]) * (1 / z)`.
 //! Nothing here depends on which other queries are computed at the same time: a tile of
 //! queries shares the reading of keys and values, never a sum.
 

@@ -2,8 +2,8 @@
 //!
 //! The product of two pairs is, per lane, two f32 fused multiply-adds: first the odd elements,
 //! then the even ones, each rounded to nearest; subnormal inputs and results count as zero. That
-//! is what the instruction `vdpbf16ps` computes, and [`super::simd::Simd::dot2`] everywhere (but for
-//! a border at 2^-126, which it tells of).
+//! is what the instruction `vdpbf16ps` computes, and [`super::simd::Simd::dot2`] everywhere (but
+//! for a border at 2^-126, which it tells of).
 
 use super::simd::{Isa, Kernel, Simd};
 use super::threads::Threads;

@@ -9,8 +9,8 @@ use crate::error::EngineError;
 use crate::packed::Packing;
 use crate::sampler::philox;
 
-/// Most weights of a model that is made up: twice what anyone trains on a CPU. More is a slip in the
-/// sizes, and would only meet the end of the memory.
+/// Most weights of a model that is made up: twice what anyone trains on a CPU. More is a slip in
+/// the sizes, and would only meet the end of the memory.
 pub const SYNTHETIC_WEIGHTS_MAX: u64 = 1 << 34;
 
 impl Model {

@@ -1,4 +1,5 @@
-//! Weights of a model, checked against its configuration and with the matrices that [`super::matrices`] packs.
+//! Weights of a model, checked against its configuration and with the matrices that
+//! [`super::matrices`] packs.
 
 use std::path::Path;
 

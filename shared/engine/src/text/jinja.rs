@@ -12,8 +12,8 @@ use minijinja::{Environment, Error, ErrorKind};
 use serde::Serialize;
 use serde_json::ser::Formatter;
 
-/// Instructions one rendering may take, about a tenth of a second. A conversation of a thousand turns
-/// takes about 10^5; an endless loop in a template must end as an error.
+/// Instructions one rendering may take, about a tenth of a second. A conversation of a thousand
+/// turns takes about 10^5; an endless loop in a template must end as an error.
 const FUEL_MAX: u64 = 5_000_000;
 
 /// Bytes one rendering may write: several times the text of the longest context. A loop writes as

@@ -114,8 +114,8 @@ struct Steps {
     decoder: Option<Value>,
 }
 
-/// Refuses steps that are many or multiply a text: a file may list any number of them, and forty that
-/// double it are a terabyte.
+/// Refuses steps that are many or multiply a text: a file may list any number of them, and forty
+/// that double it are a terabyte.
 fn refuse_steps(path: &Path, bytes: &[u8]) -> Result<(), EngineError> {
     // What is wrong with a file that this cannot read, the library tells.
     let Ok(steps) = serde_json::from_slice::<Steps>(bytes) else {
@@ -199,7 +199,9 @@ mod tests {
     fn steps_that_are_many_or_multiply_a_text_are_refused() {
         let sequence = |list: &str, steps: &[Value]| json!({"type": "Sequence", list: steps});
         let double = json!({"type": "ByteLevel", "add_prefix_space": false, "use_regex": false});
-        let replace = |content: &str| json!({"type": "Replace", "pattern": {"String": "a"}, "content": content});
+        let pattern = json!({"String": "a"});
+        let replace =
+            |content: &str| json!({"type": "Replace", "pattern": pattern, "content": content});
         for (key, list, step, most) in [
             ("pre_tokenizer", "pretokenizers", double, 12),
             ("normalizer", "normalizers", replace("aaa"), 6),

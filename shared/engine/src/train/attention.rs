@@ -1,7 +1,8 @@
 //! Backward of causal grouped-query attention over one sequence of a micro-batch.
 //!
-//! With `S = scale Q K^T` where a query sees a key, `P = softmax(S)`, `O = P V` (Vaswani et al. 2017,
-//! arXiv 1706.03762, eq. 1; derivatives as in Dao et al. 2022, arXiv 2205.14135, appendix B.2):
+//! With `S = scale Q K^T` where a query sees a key, `P = softmax(S)`, `O = P V` (Vaswani et al.
+//! 2017, arXiv 1706.03762, eq. 1; derivatives as in Dao et al. 2022, arXiv 2205.14135, appendix
+//! B.2):
 //!
 //! ```text
 //! dV = P^T dO      dP = dO V^T      D_i = dO_i . O_i

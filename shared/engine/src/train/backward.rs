@@ -2,8 +2,8 @@
 //!
 //! `dx` is the derivative of the loss by the residual stream, `[T, hidden]`. Each half of a layer
 //! reads it as the derivative of its own result, and adds what flows back through its norm:
-//! `d(x + f(norm(x))) = dx + norm'(f'(dx))`, where f may end with a norm of its own. Results of cheap operators (norms, the gated product)
-//! are computed again instead of kept.
+//! `d(x + f(norm(x))) = dx + norm'(f'(dx))`, where f may end with a norm of its own. Results of
+//! cheap operators (norms, the gated product) are computed again instead of kept.
 
 use super::arena::Arena;
 use super::attention::{self, Inputs, Outputs};

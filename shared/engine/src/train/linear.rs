@@ -1,7 +1,7 @@
 //! Backward of one linear layer with frozen weights and an adapter.
 //!
-//! `y = W x + s B (A x)` (Hu et al. 2021, arXiv 2106.09685, eq. 3), for `T` rows, with the forward's
-//! `h = x A^T`:
+//! `y = W x + s B (A x)` (Hu et al. 2021, arXiv 2106.09685, eq. 3), for `T` rows, with the
+//! forward's `h = x A^T`:
 //!
 //! ```text
 //! g  = s dy B            [T, r]

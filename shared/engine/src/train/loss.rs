@@ -10,8 +10,10 @@
 //! | `importance_sampling` | `-r A` | off-policy policy gradient |
 //! | `ppo` | `-min(r A, clamp(r, lo, hi) A)` | Schulman et al. 2017 (arXiv 1707.06347), eq. 7 |
 //! | `cispo` | `-stop(clamp(r, lo, hi)) A lp` | MiniMax-M1 (arXiv 2506.13585) |
-//! | `gspo` | `-min(s A, clamp(s, lo, hi) A)`, `s = exp(mean(lp - q))` over the sequence's loss tokens | Zheng et al. 2025 (arXiv 2507.18071), eq. 13: the GSPO-token form |
+//! | `gspo` | `-min(s A, clamp(s, lo, hi) A)` | Zheng et al. 2025 (arXiv 2507.18071), eq. 13 |
 //! | `dro` | `-(A lp - beta/2 (lp - q)^2)` | Richemond et al. 2024 (arXiv 2405.19107) |
+//!
+//! where `s = exp(mean(lp - q))` over the sequence's loss tokens (the paper's GSPO-token form).
 //!
 //! The weight scales a cross-entropy term. In the policy losses it is a mask, because the advantage
 //! already is the scale: a token of weight 0 adds nothing to any loss or metric.
