@@ -192,4 +192,24 @@ mod tests {
             CURVE_STEPS
         );
     }
+
+    #[test]
+    fn a_run_that_stands_still_says_so() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let events = dir.path().join("events.jsonl");
+        let mut voice = Voice::open(true, &events).expect("writable");
+        let mut step = |groups, groups_zero_variance| {
+            let report = StepReport {
+                groups,
+                groups_zero_variance,
+                ..StepReport::default()
+            };
+            voice.step(&report, 9);
+            let text = std::fs::read_to_string(&events).expect("written");
+            text.matches("\"event\":\"warning\"").count()
+        };
+        assert_eq!([step(4, 4), step(4, 4), step(4, 3), step(4, 4)], [0; 4]);
+        assert_eq!([step(4, 4), step(4, 4), step(4, 4)], [0, 1, 1], "once");
+        assert_eq!([step(0, 0), step(0, 0)], [2, 3], "every time");
+    }
 }
