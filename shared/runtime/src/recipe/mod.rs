@@ -79,9 +79,9 @@ pub struct Train {
     /// Strength of the pull towards the sampler, for `dro` (default 0.05).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dro_beta: Option<f64>,
-    /// Pull towards the reference, see `kl_reference`: this much of a token's log-ratio to it, in nats, is taken off
-    /// the token's advantage. Groups without any difference in reward are dropped before. Costs a
-    /// forward pass more. Default 0.
+    /// Pull towards the reference, see `kl_reference`: this much of a token's log-ratio to it, in
+    /// nats, is taken off the token's advantage. Groups without any difference in reward are
+    /// dropped before. Costs a forward pass more. Default 0.
     pub kl_penalty: f64,
     /// What `kl_penalty` pulls towards. `base`: the base model; `step:N`: version N of this run, and
     /// the base model before; anything else: a folder with an adapter in PEFT's layout, relative to

@@ -219,6 +219,54 @@ fn every_bad_value_of_the_other_sections_too() {
 }
 
 #[test]
+fn the_page_about_recipes_knows_every_key_and_every_choice() {
+    let page = include_str!("../../../../docs/recipe.md");
+    let mut recipe = loaded(SMALL).expect("valid");
+    let train = &mut recipe.train;
+    // What is left out of a file unless it is set.
+    (train.clip_low, train.clip_high) = (Some(0.8), Some(1.2));
+    (train.dro_beta, train.memory_mb) = (Some(0.1), Some(9));
+    (recipe.environment_options).insert("level".to_owned(), "3".to_owned());
+    let value = toml::Value::try_from(&recipe).expect("it can be written");
+    let sections = [
+        "train",
+        "lora",
+        "sampling",
+        "workers",
+        "learner",
+        "evaluation",
+    ];
+    for (key, value) in value.as_table().expect("a table") {
+        let is_section = sections.contains(&key.as_str());
+        let named = if is_section {
+            format!("## `[{key}]`")
+        } else {
+            format!("| `{key}` |")
+        };
+        assert!(page.contains(&named), "{named}");
+        for key in value
+            .as_table()
+            .filter(|_| is_section)
+            .into_iter()
+            .flatten()
+        {
+            let named = format!("| `{}` |", key.0);
+            assert!(page.contains(&named), "{named}");
+        }
+    }
+    for choice in [
+        "gspo",
+        "leave_one_out",
+        "async",
+        "linear",
+        "bf16",
+        "lm_head",
+    ] {
+        assert!(page.contains(&format!("`{choice}`")), "{choice}");
+    }
+}
+
+#[test]
 fn flags_are_checked_too() {
     let mut recipe = loaded(SMALL).expect("valid");
     assert_eq!(recipe.validate(), Ok(()));
