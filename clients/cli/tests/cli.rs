@@ -172,3 +172,24 @@ fn the_doctor_tells_facts_with_fixes() {
     let words = volley(&["doctor"]);
     assert!(out(&words).contains("GPU policy is not in this version; CPU is used"));
 }
+
+#[test]
+fn a_cluster_does_not_come_up_with_a_model_that_is_not_there() {
+    let output = volley(&["up", "--model", "no-such-model"]);
+    assert_eq!(status(&output), 78, "{}", err(&output));
+    assert!(err(&output).contains("MODEL_NOT_FOUND"), "{}", err(&output));
+    assert!(err(&output).contains("no-such-model"), "{}", err(&output));
+}
+
+#[test]
+fn threads_have_a_bound() {
+    for count in ["0", "257", "many"] {
+        let output = volley(&["policy", "bench", "--shape", "small", "--threads", count]);
+        assert_eq!(status(&output), 2, "{count}");
+        assert!(
+            err(&output).contains("allowed is 1 to 256"),
+            "{}",
+            err(&output)
+        );
+    }
+}

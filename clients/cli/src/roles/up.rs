@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
-use volley_engine::config::Compute;
+use volley_engine::config::{Compute, ModelConfig};
+use volley_engine::text::{ChatTemplate, Tokenizer};
 use volley_protocol::fault::{ErrorCode, Fault};
 use volley_runtime::process::Handoff;
 
@@ -81,6 +82,9 @@ pub(crate) fn run(args: UpArgs, handoff: &Handoff) -> Result<(), Fault> {
             (Some(model), false) => Some(model),
             (None, false) => Some(unpack_model(&args.data_dir)?),
         };
+        if let Some(model) = &model {
+            check_model(model)?;
+        }
         let cluster = LocalCluster {
             data_dir: args.data_dir,
             name: "local".into(),
@@ -114,6 +118,15 @@ pub(crate) fn run(args: UpArgs, handoff: &Handoff) -> Result<(), Fault> {
             _ = asked => coordinator.stop(END_WITHIN).await.map(drop),
         }
     })
+}
+
+/// Looks at everything of a model but its weights: a slip of the finger should not become workers
+/// that end one after the other.
+fn check_model(directory: &Path) -> Result<(), Fault> {
+    let checked = ModelConfig::load(directory)
+        .and_then(|_| Tokenizer::load(directory))
+        .and_then(|_| ChatTemplate::load(directory));
+    checked.map(drop).map_err(|error| Fault::from(&error))
 }
 
 /// Writes the embedded model beside the cluster's data, once.

@@ -200,7 +200,10 @@ impl Recipe {
         })?;
         let dir = files::parent_of(&dir);
         recipe.model = tidy(&dir.join(&recipe.model));
-        if let KlReference::Adapter(folder) = &mut recipe.train.kl_reference {
+        let is_misspelt = recipe.train.kl_reference.is_misspelt();
+        if let KlReference::Adapter(folder) = &mut recipe.train.kl_reference
+            && !is_misspelt
+        {
             *folder = tidy(&dir.join(&folder));
         }
         recipe.check(&document)?;

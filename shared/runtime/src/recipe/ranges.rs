@@ -167,7 +167,11 @@ fn reference(train: &Train) -> Result<(), Violation> {
             return Err((KEY, "has no meaning with kl_penalty = 0".to_owned()));
         }
         KlReference::Step(step) if (1..=last).contains(step) => return Ok(()),
-        KlReference::Adapter(folder) if !folder.as_os_str().is_empty() => return Ok(()),
+        KlReference::Adapter(folder)
+            if !folder.as_os_str().is_empty() && !train.kl_reference.is_misspelt() =>
+        {
+            return Ok(());
+        }
         KlReference::Step(_) | KlReference::Adapter(_) => {}
     }
     let what = format!(

@@ -26,14 +26,26 @@ const STEP: &str = "step:";
 impl FromStr for KlReference {
     type Err = Infallible;
 
-    /// `base`, `step:N`, or a folder. What looks like a version without being one is version 0,
-    /// which no recipe may name: a folder of such a name is `./step:x`.
+    /// `base`, `step:N`, or a folder.
     fn from_str(text: &str) -> Result<Self, Infallible> {
-        Ok(match (text, text.strip_prefix(STEP)) {
+        let step = text.strip_prefix(STEP).and_then(|step| step.parse().ok());
+        Ok(match (text, step) {
             ("base", _) => Self::Base,
-            (_, Some(step)) => Self::Step(step.parse().unwrap_or(0)),
+            (_, Some(step)) => Self::Step(step),
             (folder, None) => Self::Adapter(PathBuf::from(folder)),
         })
+    }
+}
+
+impl KlReference {
+    /// Whether it looks like a version without being one, which no recipe may name: a folder of
+    /// such a name is `./step:x`.
+    pub(super) fn is_misspelt(&self) -> bool {
+        let folder = match self {
+            Self::Adapter(folder) => folder.to_str(),
+            Self::Base | Self::Step(_) => None,
+        };
+        folder.is_some_and(|folder| folder.starts_with(STEP))
     }
 }
 

@@ -137,7 +137,7 @@ fn every_bad_value_of_training_is_told_with_place_and_range() {
         ),
         (
             "[train]\nkl_penalty = 0.1\nkl_reference = \"step:last\"",
-            "and a folder with an adapter",
+            "`train.kl_reference` is \"step:last\"; allowed are \"base\", \"step:1\" to",
         ),
         (
             "[train]\nmemory_mb = 0",
