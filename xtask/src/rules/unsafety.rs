@@ -33,7 +33,7 @@ const ALLOWED: [(&str, &str); 7] = [
         "an allocator that counts and passes every call on, in a test",
     ),
     (
-        "shared/engine/tests/fuzz_files.rs",
+        "shared/engine/tests/cases/mod.rs",
         "an allocator that counts, around the system's own",
     ),
 ];
