@@ -63,6 +63,9 @@ pub(crate) enum Verb {
     Explain(verbs::explain::ExplainArgs),
     /// Print a completion script for a shell.
     Completions(verbs::completions::CompletionsArgs),
+    /// Measure this machine as a cluster: rollouts that cost nothing, through real processes.
+    #[command(subcommand)]
+    Bench(verbs::bench::BenchVerb),
     /// Run the engine by itself, on files: log-probabilities, texts, gradients, optimiser steps.
     #[command(subcommand)]
     Policy(verbs::policy::PolicyVerb),

@@ -1,6 +1,7 @@
 //! One file for each verb; here they are told apart and the asynchronous ones get a runtime.
 
 pub(crate) mod adapter;
+pub(crate) mod bench;
 pub(crate) mod completions;
 pub(crate) mod doctor;
 pub(crate) mod explain;
@@ -42,6 +43,7 @@ pub(crate) fn run(verb: Verb, output: &Output, handoff: Handoff) -> Result<(), S
         Verb::Doctor(args) => doctor::run(&args, output),
         Verb::Explain(args) => explain::run(&args, output),
         Verb::Completions(args) => completions::run(&args, output),
+        Verb::Bench(verb) => bench::run(verb, output, &handoff),
         Verb::Policy(verb) => policy::run(verb, output),
     }
 }

@@ -5,7 +5,7 @@ use serde::Serialize;
 use crate::environment::Environment;
 use crate::error::EnvError;
 use crate::scenario::Scenario;
-use crate::tasks::{arithmetic, faulty, guess, routing};
+use crate::tasks::{arithmetic, faulty, guess, noop, routing};
 
 /// What a bundled environment is, for lists and help.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -42,9 +42,21 @@ pub struct ConfigKey {
 
 type Maker = fn(&Scenario) -> Result<Box<dyn Environment>, EnvError>;
 
-const CATALOG: [EnvInfo; 4] = [arithmetic::INFO, faulty::INFO, guess::INFO, routing::INFO];
+const CATALOG: [EnvInfo; 5] = [
+    arithmetic::INFO,
+    faulty::INFO,
+    guess::INFO,
+    noop::INFO,
+    routing::INFO,
+];
 
-const MAKERS: [Maker; CATALOG.len()] = [arithmetic::make, faulty::make, guess::make, routing::make];
+const MAKERS: [Maker; CATALOG.len()] = [
+    arithmetic::make,
+    faulty::make,
+    guess::make,
+    noop::make,
+    routing::make,
+];
 
 /// All bundled environments, by name.
 #[must_use]
@@ -149,7 +161,7 @@ mod tests {
         assert_eq!(
             error.to_string(),
             "there is no environment 'arithmatic', did you mean 'arithmetic'?; \
-             known: arithmetic, faulty, guess, routing"
+             known: arithmetic, faulty, guess, noop, routing"
         );
     }
 

@@ -3,6 +3,7 @@
 pub(crate) mod arithmetic;
 pub(crate) mod faulty;
 pub(crate) mod guess;
+pub(crate) mod noop;
 pub(crate) mod routing;
 mod routing_data;
 mod single_turn;

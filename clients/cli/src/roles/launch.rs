@@ -30,6 +30,8 @@ pub(crate) struct LocalCluster {
     pub(crate) listen: Option<std::net::SocketAddr>,
     pub(crate) model: Option<PathBuf>,
     pub(crate) workers: u32,
+    /// Workers that are there even when there is nothing to do.
+    pub(crate) min_workers: u32,
     pub(crate) keep_warm: u32,
     pub(crate) slots: u32,
     pub(crate) threads: usize,
@@ -66,6 +68,7 @@ impl LocalCluster {
             self.data_dir.clone().into(),
             format!("--cluster={}", self.name).into(),
             format!("--max-workers={}", self.workers).into(),
+            format!("--min-workers={}", self.min_workers).into(),
             format!("--keep-warm={}", self.keep_warm).into(),
             format!("--slots={}", self.slots).into(),
             format!("--threads={}", self.threads).into(),

@@ -2,9 +2,9 @@
 
 pub(crate) mod coordinator;
 mod duration;
-mod launch;
+pub(crate) mod launch;
 pub(crate) mod learner;
-mod serve;
+pub(crate) mod serve;
 pub(crate) mod train;
 pub(crate) mod up;
 pub(crate) mod worker;

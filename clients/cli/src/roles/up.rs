@@ -91,6 +91,7 @@ pub(crate) fn run(args: UpArgs, handoff: &Handoff) -> Result<(), Fault> {
             listen: args.listen,
             model,
             workers: args.workers,
+            min_workers: 0,
             keep_warm: 0,
             slots: args.slots,
             threads: args.threads,

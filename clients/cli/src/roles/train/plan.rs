@@ -61,6 +61,7 @@ impl Plan {
             listen: None,
             model: Some(self.recipe.model.clone()),
             workers: workers.count,
+            min_workers: 0,
             keep_warm: workers.count,
             slots: workers.slots,
             threads: workers.threads as usize,
