@@ -333,6 +333,7 @@ fn job(recipe: &Recipe, run: RunId) -> JobSpec {
         retry: RetryPolicy::default(),
         sink: SinkRef::Learner(run),
         keep_ms: KEEP_MS,
+        take: None,
     }
 }
 

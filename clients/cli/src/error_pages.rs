@@ -67,6 +67,10 @@ pages! {
     PeerUnreachable = "PEER_UNREACHABLE";
     IdentityInvalid = "IDENTITY_INVALID";
     KeyFileExposed = "KEY_FILE_EXPOSED";
+    ScheduleToStartTimeout = "SCHEDULE_TO_START_TIMEOUT";
+    ScheduleToCloseTimeout = "SCHEDULE_TO_CLOSE_TIMEOUT";
+    HeartbeatTimeout = "HEARTBEAT_TIMEOUT";
+    WaitTimeout = "WAIT_TIMEOUT";
 }
 
 macro_rules! link_pages {

@@ -148,6 +148,7 @@ pub(crate) const fn job_kind(kind: JobKind) -> &'static str {
         JobKind::Map => "map",
         JobKind::Queue => "queue",
         JobKind::Train => "train",
+        JobKind::Retry => "retry",
     }
 }
 

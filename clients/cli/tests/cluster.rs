@@ -95,6 +95,8 @@ fn job() -> JobSummary {
         failed: 6,
         retries: 0,
         last_failure: None,
+        cancelled: 0,
+        take: 0,
     }
 }
 
@@ -117,6 +119,7 @@ fn snapshot() -> ClusterSnapshot {
         scaling: ScalingSummary::default(),
         problems: Vec::new(),
         notices: Vec::new(),
+        dead_letters: 0,
     }
 }
 

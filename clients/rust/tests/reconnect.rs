@@ -41,6 +41,7 @@ fn spec(job: JobId, rollouts: u64) -> JobSpec {
         retry: RetryPolicy::default(),
         sink: SinkRef::Relay,
         keep_ms: 0,
+        take: None,
     }
 }
 

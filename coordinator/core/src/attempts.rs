@@ -8,8 +8,8 @@ use crate::effect::Effect;
 use crate::place::Place;
 use crate::retry::{self, Ending, Next, Tally};
 
-/// Longest text of a failure that summaries show.
-pub(crate) const SUMMARY_TEXT_MAX: usize = 200;
+/// Longest text of a failure that summaries show, in characters: a thousand summaries fit a frame.
+pub(crate) const SUMMARY_TEXT_MAX: usize = 160;
 
 impl Coordinator {
     /// The lease of this attempt is gone; its rollout waits, or is given up.

@@ -93,6 +93,10 @@ impl Coordinator {
                 };
                 self.poll(poll)
             }
+            RequestBody::DeadLetters(_) | RequestBody::JobRetry { .. } => {
+                let why = "this coordinator keeps no dead letters";
+                Err(Fault::new(ErrorCode::InvalidRequest, why))
+            }
             RequestBody::AdapterList(run) => {
                 let versions = self.registry.of(run).ok_or_else(|| no_run(run))?;
                 read(ReplyBody::Adapters {

@@ -128,6 +128,8 @@ mod tests {
             failed: 1,
             retries: 1,
             last_failure: Some((ErrorCode::Internal, "\u{1F3D0}".repeat(SUMMARY_TEXT_MAX))),
+            cancelled: 0,
+            take: 0,
         }
     }
 
@@ -227,6 +229,7 @@ mod tests {
                 };
                 NOTICES_MAX
             ],
+            dead_letters: 1,
         };
         assert_fits(ReplyBody::Snapshot(Box::new(snapshot)));
     }

@@ -25,5 +25,6 @@ pub(crate) fn spec(job: u128, rollouts: u64) -> JobSpec {
         retry: RetryPolicy::default(),
         sink: SinkRef::Relay,
         keep_ms: 0,
+        take: None,
     }
 }

@@ -65,6 +65,7 @@ impl Coordinator {
             },
             problems: self.problems(now),
             notices: self.stats.notices.iter().cloned().collect(),
+            dead_letters: 0,
         }
     }
 
@@ -103,6 +104,8 @@ impl Coordinator {
             failed: job.failed_count() + job.failing(),
             retries: job.retries,
             last_failure: job.last_failure.clone(),
+            cancelled: 0,
+            take: job.spec.take.map_or(0, |take| take.results),
         }
     }
 

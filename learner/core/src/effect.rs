@@ -48,6 +48,10 @@ pub struct Batch {
 
 /// Everything that a learner's shell is asked to do.
 #[derive(Clone, Debug, PartialEq)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "effects are few and short-lived; a box would only be in the way of matching"
+)]
 pub enum Effect {
     /// Say it to the coordinator. Dropped when there is no session; repeated in the next one.
     Send(FromLearner),

@@ -50,6 +50,7 @@ fn config(schedule: Schedule, steps: u64) -> Config {
             retry: RetryPolicy::default(),
             sink: SinkRef::Learner(RUN),
             keep_ms: 0,
+            take: None,
         },
         first_step: 0,
         groups_per_step: 2,

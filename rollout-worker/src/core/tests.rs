@@ -39,6 +39,7 @@ fn spec() -> JobSpec {
         retry: RetryPolicy::default(),
         sink: SinkRef::Learner(RUN),
         keep_ms: 0,
+        take: None,
     }
 }
 

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::Trajectory;
 use crate::adapter::AdapterEntry;
 use crate::codec::{self, Blob, CodecError, FrameKind, Message};
+use crate::dead::DeadLetter;
 use crate::fault::Fault;
 use crate::ids::{JobId, RunId};
 use crate::job::{Extent, JobSpec};
@@ -85,6 +86,19 @@ pub enum RequestBody {
         /// Which version.
         step: u64,
     },
+    /// Rollouts of a job that were given up. Answer: `DeadLetters`.
+    DeadLetters(JobId),
+    /// Try dead letters of a relay job anew, in a job of their own. Answer: `Accepted`; repeated
+    /// under the same id it adds nothing.
+    JobRetry {
+        /// Whose.
+        job: JobId,
+        /// The new job, chosen by the client.
+        retry: JobId,
+        /// Which rollouts, at most [`crate::limits::DEAD_LETTERS_PER_JOB_MAX`]; none: every dead
+        /// letter that was not tried anew yet.
+        indices: Vec<u64>,
+    },
 }
 
 impl RequestBody {
@@ -93,7 +107,11 @@ impl RequestBody {
     pub const fn reads_only(&self) -> bool {
         !matches!(
             self,
-            Self::Submit(_) | Self::Put { .. } | Self::JobCancel(_) | Self::AdapterDelete { .. }
+            Self::Submit(_)
+                | Self::Put { .. }
+                | Self::JobCancel(_)
+                | Self::AdapterDelete { .. }
+                | Self::JobRetry { .. }
         )
     }
 }
@@ -144,6 +162,8 @@ pub enum ReplyBody {
     },
     /// It did not happen.
     Fault(Fault),
+    /// Rollouts that were given up: the newest of them, oldest first.
+    DeadLetters(Vec<DeadLetter>),
 }
 
 /// Settled rollouts of a relay job.

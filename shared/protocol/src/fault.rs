@@ -126,6 +126,14 @@ error_codes! {
     IdentityInvalid = "IDENTITY_INVALID", 77;
     /// A key file can be read by others.
     KeyFileExposed = "KEY_FILE_EXPOSED", 77;
+    /// No worker took the rollout within `schedule_to_start`.
+    ScheduleToStartTimeout = "SCHEDULE_TO_START_TIMEOUT", 1;
+    /// The rollout was not closed within `schedule_to_close`.
+    ScheduleToCloseTimeout = "SCHEDULE_TO_CLOSE_TIMEOUT", 1;
+    /// The attempt's worker did not renew it within `heartbeat`.
+    HeartbeatTimeout = "HEARTBEAT_TIMEOUT", 1;
+    /// What was waited for did not happen in time; it goes on.
+    WaitTimeout = "WAIT_TIMEOUT", 75;
 }
 
 impl fmt::Display for ErrorCode {

@@ -13,6 +13,8 @@ use crate::limits::{
 };
 use crate::seed;
 
+pub use crate::retry::RetryPolicy;
+
 /// How a job lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum JobKind {
@@ -22,6 +24,9 @@ pub enum JobKind {
     Queue,
     /// Rollouts for a learner, dispatchable up to what the learner admits.
     Train,
+    /// Dead letters of another job, tried anew. The coordinator makes it
+    /// ([`crate::client::RequestBody::JobRetry`]); nothing is added later.
+    Retry,
 }
 
 /// Which instances an environment draws from.
@@ -88,33 +93,6 @@ impl Default for SamplingSpec {
     }
 }
 
-/// How often and how fast a rollout is tried again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RetryPolicy {
-    /// Failures of the environment or the episode that are answered with a further attempt.
-    pub retries: u32,
-    /// Lost workers that are answered with a further attempt; one more makes it poison.
-    pub losses: u32,
-    /// Wait before the first retry; doubles each time.
-    pub backoff_ms: u64,
-    /// The wait never exceeds this.
-    pub backoff_max_ms: u64,
-    /// An attempt that runs longer is given up (Temporal's start-to-close).
-    pub start_to_close_ms: u64,
-}
-
-impl Default for RetryPolicy {
-    fn default() -> Self {
-        Self {
-            retries: 3,
-            losses: 3,
-            backoff_ms: 100,
-            backoff_max_ms: 10_000,
-            start_to_close_ms: 600_000,
-        }
-    }
-}
-
 /// Who accepts the results.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SinkRef {
@@ -122,6 +100,16 @@ pub enum SinkRef {
     Relay,
     /// The learner of that run.
     Learner(RunId),
+}
+
+/// When a job has enough results.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Take {
+    /// The job is done when this many results are accepted; what is open then is cancelled. A few
+    /// more may be accepted: those that were delivered in the same moment.
+    pub results: u64,
+    /// The results may go to a learner, although the first to finish are the short ones.
+    pub bias_ok: bool,
 }
 
 /// A job as submitted. Equal specifications under one id are one job.
@@ -151,6 +139,9 @@ pub struct JobSpec {
     pub sink: SinkRef,
     /// How long results are kept after the job's end.
     pub keep_ms: u64,
+    /// All results are wanted, or the first few.
+    #[serde(default)]
+    pub take: Option<Take>,
 }
 
 impl JobSpec {
@@ -197,7 +188,29 @@ impl JobSpec {
             return bad(format!("names have at most {NAME_BYTES_MAX} bytes"));
         }
         self.env.validate()?;
+        self.retry.validate()?;
+        self.validate_take()?;
         self.sampling.validate()
+    }
+
+    fn validate_take(&self) -> Result<(), Fault> {
+        let Some(take) = self.take else {
+            return Ok(());
+        };
+        if take.results == 0 {
+            let why = "take = 0 would be done before it begins; leave it out to take everything";
+            return Err(Fault::new(ErrorCode::InvalidRequest, why));
+        }
+        if matches!(self.sink, SinkRef::Learner(_)) && !take.bias_ok {
+            let why = format!(
+                "take = {} for a learner: the first results are those of short episodes, so that \
+                 the policy would learn from a biased sample and grow terse (length bias)",
+                take.results
+            );
+            let hint = "leave take out, or set bias_ok if that is meant";
+            return Err(Fault::new(ErrorCode::InvalidRequest, why).with_hint(hint));
+        }
+        Ok(())
     }
 }
 

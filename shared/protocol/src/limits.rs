@@ -71,6 +71,19 @@ pub const COORDINATOR_ABSENCE_MS_MAX: u64 = 60_000;
 /// A worker tells that it lives, and renews its leases, this often.
 pub const HEARTBEAT_MS: u64 = 1_000;
 
+/// Least time after which a job may count a lease that was not renewed as lost: two renewals may be
+/// late.
+pub const HEARTBEAT_TIMEOUT_MS_MIN: u64 = 3_000;
+
+/// Dead letters that are kept of one job, the newest; one answer holds them all.
+pub const DEAD_LETTERS_PER_JOB_MAX: usize = 1_000;
+
+/// Dead letters that are kept over all jobs: some 6 MB.
+pub const DEAD_LETTERS_MAX: usize = 10_000;
+
+/// Texts of a dead letter's fault; a thousand of them stay below a control frame.
+pub const DEAD_LETTER_TEXT_BYTES_MAX: usize = 300;
+
 /// After a session is lost the worker's leases stay its own for this long.
 pub const REATTACH_GRACE_MS: u64 = 10_000;
 

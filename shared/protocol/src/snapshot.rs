@@ -30,12 +30,16 @@ pub struct JobSummary {
     pub leased: u64,
     /// Accepted by the sink.
     pub accepted: u64,
-    /// Failed for good.
+    /// Failed for good: its dead letters, of which the newest are kept.
     pub failed: u64,
     /// Attempts beyond the first.
     pub retries: u64,
     /// Last failure, if any.
     pub last_failure: Option<(ErrorCode, String)>,
+    /// Closed without having been played to an end: the job was cancelled, or had enough results.
+    pub cancelled: u64,
+    /// Results after which it is done; 0 when all are wanted.
+    pub take: u64,
 }
 
 /// State of a worker.
@@ -137,4 +141,6 @@ pub struct ClusterSnapshot {
     pub problems: Vec<String>,
     /// The last things that happened, newest last; at most 20.
     pub notices: Vec<Notice>,
+    /// Dead letters that are kept, over all jobs.
+    pub dead_letters: u64,
 }

@@ -94,6 +94,7 @@ fn spec(rng: &mut Rng, job: JobId, queue: bool) -> JobSpec {
         retry: RetryPolicy::default(),
         sink: SinkRef::Relay,
         keep_ms: 7_200_000,
+        take: None,
     }
 }
 

@@ -172,6 +172,7 @@ fn training(groups: u64, group_size: u32) -> JobSpec {
         retry: RetryPolicy::default(),
         sink: SinkRef::Learner(RUN),
         keep_ms: 7_200_000,
+        take: None,
     }
 }
 

@@ -33,6 +33,7 @@ pub(super) fn empty() -> ClusterSnapshot {
         },
         problems: Vec::new(),
         notices: Vec::new(),
+        dead_letters: 0,
     }
 }
 
@@ -66,6 +67,8 @@ fn job(number: u128, state: JobState) -> JobSummary {
         failed: 0,
         retries: 3,
         last_failure: None,
+        cancelled: 0,
+        take: 0,
     }
 }
 

@@ -250,6 +250,8 @@ mod tests {
             failed: 10,
             retries: 3,
             last_failure: Some((ErrorCode::EnvPanic, "bad\nstate".into())),
+            cancelled: 0,
+            take: 0,
         }
     }
 

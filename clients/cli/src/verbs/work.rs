@@ -134,6 +134,7 @@ impl WorkArgs {
             },
             sink: SinkRef::Relay,
             keep_ms: KEEP.as_millis() as u64,
+            take: None,
         })
     }
 

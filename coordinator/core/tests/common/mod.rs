@@ -287,6 +287,7 @@ pub(crate) fn map(job: u128, rollouts: u64) -> JobSpec {
         retry: RetryPolicy::default(),
         sink: SinkRef::Relay,
         keep_ms: 0,
+        take: None,
     }
 }
 

@@ -3,7 +3,7 @@
 use volley_protocol::client::{ClientReply, ClientRequest, ReplyBody, RequestBody, ResultPage};
 use volley_protocol::codec::Blob;
 use volley_protocol::fault::{ErrorCode, Fault};
-use volley_protocol::ids::{Epoch, PeerId};
+use volley_protocol::ids::{Epoch, JobId, PeerId};
 use volley_protocol::run::RunState;
 use volley_protocol::version::{Hello, PROTOCOL_VERSION, Welcome};
 
@@ -60,6 +60,11 @@ fn requests() -> Vec<Sample> {
         wait_ms: 20_000,
     };
     let delete = RequestBody::AdapterDelete { run: RUN, step: 40 };
+    let retry = RequestBody::JobRetry {
+        job: JOB,
+        retry: JobId(0x33),
+        indices: vec![7],
+    };
     vec![
         ask("Submit", RequestBody::Submit(data::job())),
         ask("Put", put),
@@ -72,6 +77,8 @@ fn requests() -> Vec<Sample> {
         ask("RunProgress", progress),
         ask("AdapterList", RequestBody::AdapterList(RUN)),
         ask("AdapterDelete", delete),
+        ask("DeadLetters", RequestBody::DeadLetters(JOB)),
+        ask("JobRetry", retry),
     ]
 }
 
@@ -99,6 +106,7 @@ fn replies() -> Vec<Sample> {
         entries: vec![data::entry()],
         source,
     };
+    let dead = ReplyBody::DeadLetters(vec![data::dead_letter()]);
     let snapshot = ReplyBody::Snapshot(Box::new(data::snapshot()));
     vec![
         answer("Accepted", accepted),
@@ -111,5 +119,6 @@ fn replies() -> Vec<Sample> {
         answer("Adapters", adapters(Some(data::addr_v4()))),
         answer("Adapters.sourceless", adapters(None)),
         answer("Fault", ReplyBody::Fault(data::fault())),
+        answer("DeadLetters", dead),
     ]
 }

@@ -1,16 +1,17 @@
 //! Values that samples are made of: every field differs from its neighbours, so that a swap of two
 //! is seen in the bytes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use volley_protocol::adapter::{AdapterEntry, AdapterVersion};
+use volley_protocol::dead::DeadLetter;
 use volley_protocol::digest::Digest;
 use volley_protocol::fault::{ErrorCode, Fault};
 use volley_protocol::ids::{AttemptId, Epoch, JobId, PeerId, RolloutId, RunId};
 use volley_protocol::job::{
     EnvSpec, Extent, JobKind, JobSpec, JobState, PolicyRef, RetryPolicy, SamplingSpec, SinkRef,
-    Split,
+    Split, Take,
 };
 use volley_protocol::run::{RunInfo, RunState, RunSummary, StepReport};
 use volley_protocol::snapshot::{
@@ -95,9 +96,18 @@ pub(crate) fn job() -> JobSpec {
             backoff_ms: 100,
             backoff_max_ms: 10_000,
             start_to_close_ms: 600_000,
+            schedule_to_start_ms: 60_000,
+            schedule_to_close_ms: 900_000,
+            heartbeat_ms: 5_000,
+            on: BTreeSet::from([ErrorCode::EnvPanic, ErrorCode::EnvFailed]),
+            never: BTreeSet::from([ErrorCode::RewardInvalid]),
         },
         sink: SinkRef::Relay,
         keep_ms: 3_600_000,
+        take: Some(Take {
+            results: 6,
+            bias_ok: true,
+        }),
     }
 }
 
@@ -181,6 +191,21 @@ pub(crate) fn job_summary() -> JobSummary {
         failed: 6,
         retries: 7,
         last_failure: Some((ErrorCode::EnvFailed, "no route".into())),
+        cancelled: 8,
+        take: 9,
+    }
+}
+
+pub(crate) fn dead_letter() -> DeadLetter {
+    DeadLetter {
+        index: 7,
+        instance: 101,
+        fault: fault(),
+        failures: 4,
+        losses: 1,
+        returns: 2,
+        at_ms: 0x0193_0000_0000,
+        retried_as: Some(JOB),
     }
 }
 
@@ -228,6 +253,7 @@ pub(crate) fn snapshot() -> ClusterSnapshot {
         scaling: scaling(),
         problems: vec!["a worker is silent".into()],
         notices: vec![notice()],
+        dead_letters: 3,
     }
 }
 

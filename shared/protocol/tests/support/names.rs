@@ -44,8 +44,9 @@ pub(crate) fn enums() -> Vec<Enum> {
     vec![
         variants!(Welcome: Accepted Refused),
         variants!(RequestBody: Submit Put JobList JobShow JobCancel Results Snapshot RunList
-            RunProgress AdapterList AdapterDelete),
-        variants!(ReplyBody: Accepted Jobs Done Results Snapshot Runs Progress Adapters Fault),
+            RunProgress AdapterList AdapterDelete DeadLetters JobRetry),
+        variants!(ReplyBody: Accepted Jobs Done Results Snapshot Runs Progress Adapters Fault
+            DeadLetters),
         variants!(FromWorker: Register Ready Heartbeat AttemptFailed Live Drained),
         variants!(ToWorker: Job Lease Revoke Forget Announce Retire Drain Delivered),
         variants!(FromLearner: Register Submit Reconcile Admit Receipt Published Progress State
@@ -53,7 +54,7 @@ pub(crate) fn enums() -> Vec<Enum> {
         variants!(ToLearner: Submitted ReceiptAck RolloutFailed Collect Stop),
         variants!(ToSink: Fetch),
         variants!(FromSink: Delivered AdapterMissing),
-        variants!(JobKind: Map Queue Train),
+        variants!(JobKind: Map Queue Train Retry),
         variants!(JobState: Open Done Cancelled),
         variants!(Split: Train Eval),
         variants!(PolicyRef: Base Version Latest),

@@ -3,7 +3,7 @@
 use volley_protocol::codec::Blob;
 use volley_protocol::fault::{ErrorCode, Fault};
 use volley_protocol::ids::{Epoch, GroupIndex};
-use volley_protocol::job::{JobKind, JobState, PolicyRef, SinkRef, Split};
+use volley_protocol::job::{JobKind, JobState, PolicyRef, SinkRef, Split, Take};
 use volley_protocol::run::{RunState, RunSummary};
 use volley_protocol::snapshot::{JobSummary, WorkerState};
 
@@ -44,10 +44,19 @@ fn jobs() -> Vec<Sample> {
         Sample::of("EnvSpec", job().env),
         Sample::of("SamplingSpec", job().sampling),
         Sample::of("RetryPolicy", job().retry),
+        Sample::of(
+            "Take",
+            Take {
+                results: 6,
+                bias_ok: true,
+            },
+        ),
+        Sample::of("DeadLetter", dead_letter()),
         Sample::of("Extent", extent()),
         Sample::of("JobKind.Map", JobKind::Map),
         Sample::of("JobKind.Queue", JobKind::Queue),
         Sample::of("JobKind.Train", JobKind::Train),
+        Sample::of("JobKind.Retry", JobKind::Retry),
         Sample::of("JobState.Open", JobState::Open),
         Sample::of("JobState.Done", JobState::Done),
         Sample::of("JobState.Cancelled", JobState::Cancelled),

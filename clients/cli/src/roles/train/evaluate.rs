@@ -111,6 +111,7 @@ impl HeldOut {
             retry: RetryPolicy::default(),
             sink: SinkRef::Relay,
             keep_ms: KEEP_MS,
+            take: None,
         }
     }
 
@@ -190,6 +191,8 @@ mod tests {
             failed: 0,
             retries: 1,
             last_failure: None,
+            cancelled: 0,
+            take: 0,
         };
         assert!(!has_failed(&job));
         job.state = JobState::Cancelled;
