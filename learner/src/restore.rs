@@ -334,6 +334,7 @@ fn job(recipe: &Recipe, run: RunId) -> JobSpec {
         sink: SinkRef::Learner(run),
         keep_ms: KEEP_MS,
         take: None,
+        priority: 0,
     }
 }
 

@@ -115,7 +115,10 @@ impl std::fmt::Debug for Episode {
 
 impl Episode {
     /// Builds the environment and asks it for the first observation.
-    pub(crate) fn begin(lease: Lease, env: &EnvSpec) -> Result<(Self, Observation), EpisodeFault> {
+    pub(crate) fn begin(
+        mut lease: Lease,
+        env: &EnvSpec,
+    ) -> Result<(Self, Observation), EpisodeFault> {
         let scenario = Scenario {
             split: match env.split {
                 Split::Train => volley_env::Split::Train,
@@ -123,6 +126,7 @@ impl Episode {
             },
             instance: lease.instance,
             config: env.config.clone(),
+            payload: std::mem::take(&mut lease.payload).0,
         };
         let mut environment = Guarded::create(&env.name, &scenario)?;
         let observation = environment.reset()?;

@@ -36,6 +36,7 @@ pub(crate) fn job(job: &JobSummary) -> Value {
         "failed": job.failed,
         "retries": job.retries,
         "last_failure": last_failure,
+        "priority": job.priority,
     })
 }
 

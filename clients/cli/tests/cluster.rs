@@ -97,6 +97,7 @@ fn job() -> JobSummary {
         last_failure: None,
         cancelled: 0,
         take: 0,
+        priority: 0,
     }
 }
 

@@ -42,6 +42,7 @@ fn spec(job: JobId, rollouts: u64) -> JobSpec {
         sink: SinkRef::Relay,
         keep_ms: 0,
         take: None,
+        priority: 0,
     }
 }
 

@@ -49,6 +49,10 @@ impl Coordinator {
         match body {
             RequestBody::Submit(spec) => self.submit(spec, out).map(Some),
             RequestBody::Put { job, extent } => self.put(job, extent, out).map(Some),
+            RequestBody::PutPayloads { .. } => {
+                let why = "this coordinator takes no payloads";
+                Err(Fault::new(ErrorCode::InvalidRequest, why))
+            }
             RequestBody::JobCancel(job) => self.cancel(job, out).map(Some),
             RequestBody::AdapterDelete { run, step } => self.delete(run, step, out).map(Some),
             RequestBody::JobList => read(ReplyBody::Jobs(self.job_list())),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use volley_protocol::codec::Blob;
 use volley_protocol::limits::BATCH_ENTRIES_MAX;
 use volley_protocol::worker::{Lease, LeasePolicy, SinkAddr, ToWorker};
 use volley_protocol::{AttemptId, JobId, PolicyRef, RolloutId, SinkRef, WorkerId};
@@ -165,6 +166,7 @@ impl Coordinator {
             policy,
             sink,
             lease_ms: self.config.lease_ms,
+            payload: Blob::default(),
         };
         let times = self.times_of(id);
         let worker = self.roster.get_mut(worker)?;

@@ -130,6 +130,7 @@ mod tests {
             last_failure: Some((ErrorCode::Internal, "\u{1F3D0}".repeat(SUMMARY_TEXT_MAX))),
             cancelled: 0,
             take: 0,
+            priority: 0,
         }
     }
 

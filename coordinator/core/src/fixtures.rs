@@ -26,5 +26,6 @@ pub(crate) fn spec(job: u128, rollouts: u64) -> JobSpec {
         sink: SinkRef::Relay,
         keep_ms: 0,
         take: None,
+        priority: 0,
     }
 }

@@ -106,6 +106,7 @@ impl Coordinator {
             last_failure: job.last_failure.clone(),
             cancelled: 0,
             take: job.spec.take.map_or(0, |take| take.results),
+            priority: job.spec.priority,
         }
     }
 

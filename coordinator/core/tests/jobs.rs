@@ -280,12 +280,12 @@ fn failures_are_tried_again_later_and_then_given_up() {
     bench.submit(map(1, 1));
     bench.worker(7, 1, Vec::new(), 0);
     let session = bench.session(7);
-    let mut lease = bench.ready(7, 100)[0];
+    let mut lease = bench.ready(7, 100)[0].clone();
     for wait_ms in [100, 200, 400] {
         bench.fail(7, lease.attempt, ErrorCode::EnvFailed, true);
         assert!(bench.leases(7).is_empty());
         let again = leases_in(&bench.pass(wait_ms * 5 / 4 + 100), session);
-        lease = again[0];
+        lease = again[0].clone();
     }
     assert_eq!(lease.attempt.number, 4);
     bench.fail(7, lease.attempt, ErrorCode::EnvFailed, true);
@@ -466,7 +466,7 @@ fn what_a_crash_took_back_is_not_mixed_up() {
     bench.worker(7, 1, Vec::new(), 0);
     bench.ready(7, 1);
     bench.ask(RequestBody::Put { job: JOB, extent });
-    let lease = bench.leases(7)[0];
+    let lease = bench.leases(7)[0].clone();
     bench.disk.truncate(durable); // The put was never synced, its lease had left.
     bench.restart();
     let other = Extent {

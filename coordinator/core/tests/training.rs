@@ -50,7 +50,7 @@ fn nothing_is_leased_that_is_not_admitted() {
 fn a_group_keeps_the_version_it_was_first_leased_with() {
     let mut bench = bench();
     admit(&mut bench, 1);
-    let first = bench.leases(7)[0];
+    let first = bench.leases(7)[0].clone();
     let held = bench.out.iter().any(|effect| {
         matches!(
             effect,

@@ -51,6 +51,7 @@ fn config(schedule: Schedule, steps: u64) -> Config {
             sink: SinkRef::Learner(RUN),
             keep_ms: 0,
             take: None,
+            priority: 0,
         },
         first_step: 0,
         groups_per_step: 2,

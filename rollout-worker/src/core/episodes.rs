@@ -14,12 +14,9 @@ impl Worker {
     pub(super) fn start_episodes(&mut self, effects: &mut Vec<Effect>) {
         let adapters = &self.adapters;
         let slots = self.config.slots;
-        while let Some(episode) = self.slots.start_next(slots, |d| adapters.is_live(d)) {
-            debug_assert!(episode.running);
-            effects.push(Effect::StartEpisode {
-                lease: episode.lease,
-                spec: episode.spec.clone(),
-            });
+        while let Some((lease, spec)) = self.slots.start_next(slots, |d| adapters.is_live(d)) {
+            debug_assert!(self.slots.is_running(&lease.attempt));
+            effects.push(Effect::StartEpisode { lease, spec });
         }
     }
 

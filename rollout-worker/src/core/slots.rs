@@ -62,14 +62,15 @@ impl Slots {
 
     /// Adds an episode behind those that wait.
     pub(super) fn enqueue(&mut self, lease: Lease, spec: Arc<JobSpec>) {
+        let attempt = lease.attempt;
         let episode = Episode {
             lease,
             spec,
             running: false,
         };
-        let before = self.episodes.insert(lease.attempt, episode);
+        let before = self.episodes.insert(attempt, episode);
         debug_assert!(before.is_none(), "a lease is held once");
-        self.queue.push_back(lease.attempt);
+        self.queue.push_back(attempt);
     }
 
     /// Puts the first episode that can play into a slot, if one of `slots` is free. One whose
@@ -78,7 +79,7 @@ impl Slots {
         &mut self,
         slots: u32,
         is_live: impl Fn(&Digest) -> bool,
-    ) -> Option<&Episode> {
+    ) -> Option<(Lease, Arc<JobSpec>)> {
         if self.running >= slots {
             return None;
         }
@@ -92,7 +93,13 @@ impl Slots {
         debug_assert!(!episode.running, "queued episodes do not run");
         episode.running = true;
         self.running += 1;
-        Some(episode)
+        // Who plays it gets the payload; nobody needs it a second time.
+        let payload = std::mem::take(&mut episode.lease.payload);
+        let lease = Lease {
+            payload,
+            ..episode.lease.clone()
+        };
+        Some((lease, episode.spec.clone()))
     }
 
     /// Takes an episode out, whether it waits or runs.

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use volley_protocol::codec::Blob;
 use volley_protocol::delivery::FromSink;
 use volley_protocol::worker::{FromWorker, Lease, LeasePolicy, SinkAddr, ToWorker};
 use volley_protocol::{
@@ -40,6 +41,7 @@ fn spec() -> JobSpec {
         sink: SinkRef::Learner(RUN),
         keep_ms: 0,
         take: None,
+        priority: 0,
     }
 }
 
@@ -68,6 +70,7 @@ fn lease(index: u64, policy: LeasePolicy, sink: SinkAddr) -> Lease {
         policy,
         sink,
         lease_ms: 10_000,
+        payload: Blob::default(),
     }
 }
 
@@ -192,7 +195,7 @@ fn leases_above_the_credit_or_of_an_older_epoch_are_ignored() {
 fn an_episode_waits_for_its_adapter_and_is_overtaken_meanwhile() {
     let mut bench = Bench::connected(2);
     let first = lease(0, with(3), SinkAddr::Relay);
-    bench.lease(1, vec![first, base(1..2)[0]]);
+    bench.lease(1, vec![first, base(1..2)[0].clone()]);
     assert!(bench.effects.contains(&Effect::DialSink { addr: addr(1) }));
     assert_eq!(bench.started(), [1]);
     let session = SessionId(50);

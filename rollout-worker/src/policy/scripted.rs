@@ -62,16 +62,14 @@ impl Script {
 
 fn play(lease: Lease, env: &EnvSpec, player: &Player) -> PolicyEvent {
     let mut env = env.clone();
+    let attempt = lease.attempt;
     let outcome = Script::take_from(&mut env).and_then(|script| {
         let (episode, _) = Episode::begin(lease, &env)?;
         recite(episode, &script)?.finish(player)
     });
     match outcome {
         Ok(trajectory) => PolicyEvent::Done(Box::new(trajectory)),
-        Err(fault) => PolicyEvent::Failed {
-            attempt: lease.attempt,
-            fault,
-        },
+        Err(fault) => PolicyEvent::Failed { attempt, fault },
     }
 }
 

@@ -46,6 +46,10 @@ pub struct Scenario {
     /// Settings of the environment; its [`crate::EnvInfo`] lists the keys.
     #[serde(default)]
     pub config: BTreeMap<String, String>,
+    /// What was put into the queue with this episode; empty where nothing was. Only environments
+    /// whose [`crate::EnvInfo`] says so take one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub payload: Vec<u8>,
 }
 
 impl Scenario {
@@ -56,6 +60,7 @@ impl Scenario {
             split,
             instance,
             config: BTreeMap::new(),
+            payload: Vec::new(),
         }
     }
 

@@ -99,6 +99,15 @@ pub enum RequestBody {
         /// letter that was not tried anew yet.
         indices: Vec<u64>,
     },
+    /// Add to an open queue, with a payload for each group. Answer: `Accepted`.
+    PutPayloads {
+        /// Which queue.
+        job: JobId,
+        /// What to add.
+        extent: Extent,
+        /// One payload for each group of the extent ([`crate::Payloads`]).
+        payloads: Blob,
+    },
 }
 
 impl RequestBody {
@@ -109,6 +118,7 @@ impl RequestBody {
             self,
             Self::Submit(_)
                 | Self::Put { .. }
+                | Self::PutPayloads { .. }
                 | Self::JobCancel(_)
                 | Self::AdapterDelete { .. }
                 | Self::JobRetry { .. }
@@ -164,6 +174,13 @@ pub enum ReplyBody {
     Fault(Fault),
     /// Rollouts that were given up: the newest of them, oldest first.
     DeadLetters(Vec<DeadLetter>),
+    /// It did not happen because a bound is reached; after a while it may.
+    Busy {
+        /// Which bound.
+        fault: Fault,
+        /// Asking again before then is of no use.
+        retry_after_ms: u64,
+    },
 }
 
 /// Settled rollouts of a relay job.

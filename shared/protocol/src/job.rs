@@ -9,7 +9,7 @@ use crate::fault::{ErrorCode, Fault};
 use crate::ids::{GroupIndex, JobId, RunId};
 use crate::limits::{
     ENV_OPTIONS_BYTES_MAX, ENV_OPTIONS_MAX, GROUP_SIZE_MAX, JOB_ROLLOUTS_MAX, NAME_BYTES_MAX,
-    STOP_STRING_BYTES_MAX, STOP_STRINGS_MAX,
+    PRIORITY_MAX, STOP_STRING_BYTES_MAX, STOP_STRINGS_MAX,
 };
 use crate::seed;
 
@@ -142,6 +142,10 @@ pub struct JobSpec {
     /// All results are wanted, or the first few.
     #[serde(default)]
     pub take: Option<Take>,
+    /// Whatever may be leased of a job with a higher priority is leased first; jobs of the same
+    /// priority take turns. Between -[`PRIORITY_MAX`] and [`PRIORITY_MAX`]; 0 is usual.
+    #[serde(default)]
+    pub priority: i8,
 }
 
 impl JobSpec {
@@ -186,6 +190,12 @@ impl JobSpec {
         }
         if self.name.len() > NAME_BYTES_MAX || self.env.name.len() > NAME_BYTES_MAX {
             return bad(format!("names have at most {NAME_BYTES_MAX} bytes"));
+        }
+        if !(-PRIORITY_MAX..=PRIORITY_MAX).contains(&self.priority) {
+            return bad(format!(
+                "priority {} is outside -{PRIORITY_MAX}..={PRIORITY_MAX}",
+                self.priority
+            ));
         }
         self.env.validate()?;
         self.retry.validate()?;

@@ -56,6 +56,23 @@ pub const OPEN_JOBS_MAX: usize = 10_000;
 /// Extents (`put` calls) of one open queue that are not finished.
 pub const JOB_EXTENTS_MAX: usize = 100_000;
 
+/// Payload of one rollout. A worker's credit and a coordinator's memory are counted in items, so an
+/// item stays small; what is larger belongs into a file that the payload names.
+pub const PAYLOAD_BYTES_MAX: usize = 64 << 10;
+
+/// Payloads in one `Put`: with their length words they leave room for the rest of a control frame.
+pub const PUT_BYTES_MAX: usize = 900 << 10;
+
+/// Payloads in one `Put`. As many empty ones would fit `PUT_BYTES_MAX` four times.
+pub const PUT_PAYLOADS_MAX: usize = 65_536;
+
+/// Bytes of payloads that the leases of one message carry; the leases themselves take up to
+/// 700 KiB of the frame. At least one lease travels, however large its payload.
+pub const LEASE_PAYLOAD_BYTES_MAX: usize = 256 << 10;
+
+/// Priorities of jobs: -100 to 100, so that there is room on both sides of the usual 0.
+pub const PRIORITY_MAX: i8 = 100;
+
 /// Leases in one message, receipts in one message, failures in one message.
 pub const BATCH_ENTRIES_MAX: usize = 4096;
 

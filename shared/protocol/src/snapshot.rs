@@ -40,6 +40,8 @@ pub struct JobSummary {
     pub cancelled: u64,
     /// Results after which it is done; 0 when all are wanted.
     pub take: u64,
+    /// Higher ones are served first.
+    pub priority: i8,
 }
 
 /// State of a worker.

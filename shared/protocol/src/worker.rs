@@ -20,7 +20,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::adapter::AdapterVersion;
-use crate::codec::{FrameKind, Message};
+use crate::codec::{Blob, FrameKind, Message};
 use crate::digest::Digest;
 use crate::fault::Fault;
 use crate::ids::{AttemptId, Epoch, JobId};
@@ -116,7 +116,7 @@ pub enum SinkAddr {
 }
 
 /// The right to one attempt.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lease {
     /// What is leased.
     pub attempt: AttemptId,
@@ -130,6 +130,8 @@ pub struct Lease {
     pub sink: SinkAddr,
     /// The lease ends this long after it arrived, unless a heartbeat renews it.
     pub lease_ms: u64,
+    /// What was put with the rollout, for its environment; empty for most.
+    pub payload: Blob,
 }
 
 /// What a coordinator says to a worker.

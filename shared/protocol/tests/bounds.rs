@@ -9,8 +9,8 @@ use volley_protocol::codec::{self, Blob};
 use volley_protocol::ids::{AttemptId, Epoch, JobId, RolloutId, RunId};
 use volley_protocol::learner::{FromLearner, ReceiptEntry, Verdict};
 use volley_protocol::limits::{
-    BATCH_ENTRIES_MAX, CONTROL_FRAME_BYTES_MAX, MESSAGE_BYTES_MAX, NAME_BYTES_MAX,
-    REGISTER_VERSIONS_MAX, RESULT_PAGE_BYTES_MAX, TRAJECTORY_BATCH_BYTES_MAX,
+    BATCH_ENTRIES_MAX, CONTROL_FRAME_BYTES_MAX, LEASE_PAYLOAD_BYTES_MAX, MESSAGE_BYTES_MAX,
+    NAME_BYTES_MAX, REGISTER_VERSIONS_MAX, RESULT_PAGE_BYTES_MAX, TRAJECTORY_BATCH_BYTES_MAX,
     TRAJECTORY_HEADER_BYTES_MAX, TRAJECTORY_TOKENS_MAX,
 };
 use volley_protocol::run::{RunInfo, RunState};
@@ -62,10 +62,13 @@ fn the_most_leases_fit_a_frame() {
         },
         sink: SinkAddr::Learner(ADDR),
         lease_ms: 1,
+        payload: Blob::default(),
     };
+    let mut leases = vec![lease; BATCH_ENTRIES_MAX];
+    leases[0].payload = Blob(vec![1; LEASE_PAYLOAD_BYTES_MAX]);
     let message = ToWorker::Lease {
         epoch: Epoch(1),
-        leases: vec![lease; BATCH_ENTRIES_MAX],
+        leases,
     };
     let bytes = codec::encode(&message);
     assert!(bytes.len() <= CONTROL_FRAME_BYTES_MAX, "{}", bytes.len());

@@ -95,6 +95,7 @@ fn spec(rng: &mut Rng, job: JobId, queue: bool) -> JobSpec {
         sink: SinkRef::Relay,
         keep_ms: 7_200_000,
         take: None,
+        priority: 0,
     }
 }
 

@@ -173,6 +173,7 @@ fn training(groups: u64, group_size: u32) -> JobSpec {
         sink: SinkRef::Learner(RUN),
         keep_ms: 7_200_000,
         take: None,
+        priority: 0,
     }
 }
 

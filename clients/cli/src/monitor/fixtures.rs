@@ -69,6 +69,7 @@ fn job(number: u128, state: JobState) -> JobSummary {
         last_failure: None,
         cancelled: 0,
         take: 0,
+        priority: 0,
     }
 }
 

@@ -147,6 +147,7 @@ fn page(job: &JobSummary) -> Vec<String> {
         line("environment", text::line(&job.environment, 64)),
         line("kind", objects::job_kind(job.kind).to_owned()),
         line("state", objects::job_state(job.state).to_owned()),
+        line("priority", job.priority.to_string()),
         line("rollouts", text::count(job.rollouts)),
         line(
             "queued",
@@ -252,6 +253,7 @@ mod tests {
             last_failure: Some((ErrorCode::EnvPanic, "bad\nstate".into())),
             cancelled: 0,
             take: 0,
+            priority: 5,
         }
     }
 

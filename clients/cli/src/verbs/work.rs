@@ -135,6 +135,7 @@ impl WorkArgs {
             sink: SinkRef::Relay,
             keep_ms: KEEP.as_millis() as u64,
             take: None,
+            priority: 0,
         })
     }
 
@@ -149,6 +150,7 @@ impl WorkArgs {
             split: env_split,
             instance: self.seeds.0.start,
             config: config.clone(),
+            payload: Vec::new(),
         };
         match volley_env::create(&self.env, &scenario) {
             Ok(_) => Ok(EnvSpec {

@@ -288,6 +288,7 @@ pub(crate) fn map(job: u128, rollouts: u64) -> JobSpec {
         sink: SinkRef::Relay,
         keep_ms: 0,
         take: None,
+        priority: 0,
     }
 }
 

@@ -4,6 +4,7 @@ use volley_protocol::client::{ClientReply, ClientRequest, ReplyBody, RequestBody
 use volley_protocol::codec::Blob;
 use volley_protocol::fault::{ErrorCode, Fault};
 use volley_protocol::ids::{Epoch, JobId, PeerId};
+use volley_protocol::payload::PayloadWriter;
 use volley_protocol::run::RunState;
 use volley_protocol::version::{Hello, PROTOCOL_VERSION, Welcome};
 
@@ -49,6 +50,13 @@ fn requests() -> Vec<Sample> {
         job: JOB,
         extent: data::extent(),
     };
+    let mut writer = PayloadWriter::default();
+    assert!(writer.push(b"2+2=") && writer.push(b""));
+    let put_payloads = RequestBody::PutPayloads {
+        job: JOB,
+        extent: data::extent(),
+        payloads: writer.take(),
+    };
     let results = RequestBody::Results {
         job: JOB,
         cursor: 7,
@@ -79,6 +87,7 @@ fn requests() -> Vec<Sample> {
         ask("AdapterDelete", delete),
         ask("DeadLetters", RequestBody::DeadLetters(JOB)),
         ask("JobRetry", retry),
+        ask("PutPayloads", put_payloads),
     ]
 }
 
@@ -107,6 +116,10 @@ fn replies() -> Vec<Sample> {
         source,
     };
     let dead = ReplyBody::DeadLetters(vec![data::dead_letter()]);
+    let busy = ReplyBody::Busy {
+        fault: data::fault(),
+        retry_after_ms: 1_500,
+    };
     let snapshot = ReplyBody::Snapshot(Box::new(data::snapshot()));
     vec![
         answer("Accepted", accepted),
@@ -120,5 +133,6 @@ fn replies() -> Vec<Sample> {
         answer("Adapters.sourceless", adapters(None)),
         answer("Fault", ReplyBody::Fault(data::fault())),
         answer("DeadLetters", dead),
+        answer("Busy", busy),
     ]
 }

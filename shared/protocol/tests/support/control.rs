@@ -1,5 +1,6 @@
 //! Worker ↔ coordinator, learner ↔ coordinator, worker ↔ sink.
 
+use volley_protocol::codec::Blob;
 use volley_protocol::delivery::{FromSink, ToSink};
 use volley_protocol::ids::Epoch;
 use volley_protocol::learner::{FromLearner, ReceiptEntry, ToLearner, Verdict};
@@ -82,6 +83,7 @@ fn to_worker() -> Vec<Sample> {
         policy: LeasePolicy::Base,
         sink: SinkAddr::Relay,
         lease_ms: 10_000,
+        payload: Blob::default(),
     };
     let policy = LeasePolicy::Adapter {
         version: data::version(),
@@ -90,6 +92,7 @@ fn to_worker() -> Vec<Sample> {
     let adapted = Lease {
         policy,
         sink: SinkAddr::Learner(data::addr_v6()),
+        payload: Blob(b"2+2=".to_vec()),
         ..base
     };
     let lease = ToWorker::Lease {

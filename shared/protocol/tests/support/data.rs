@@ -108,6 +108,7 @@ pub(crate) fn job() -> JobSpec {
             results: 6,
             bias_ok: true,
         }),
+        priority: -3,
     }
 }
 
@@ -193,6 +194,7 @@ pub(crate) fn job_summary() -> JobSummary {
         last_failure: Some((ErrorCode::EnvFailed, "no route".into())),
         cancelled: 8,
         take: 9,
+        priority: -3,
     }
 }
 

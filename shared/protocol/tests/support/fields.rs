@@ -121,11 +121,10 @@ impl<'a> ser::Serializer for &'a mut Trace {
     type SerializeStruct = Parts<'a>;
     type SerializeStructVariant = Parts<'a>;
 
-    numbers!(serialize_u8: u8, serialize_u16: u16, serialize_u32: u32, serialize_u64: u64,
+    numbers!(serialize_i8: i8, serialize_u8: u8, serialize_u16: u16, serialize_u32: u32, serialize_u64: u64,
              serialize_u128: u128, serialize_f32: f32, serialize_f64: f64);
 
     unused!(
-        serialize_i8(i8) -> (),
         serialize_i16(i16) -> (),
         serialize_i32(i32) -> (),
         serialize_i64(i64) -> (),

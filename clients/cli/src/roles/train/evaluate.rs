@@ -112,6 +112,7 @@ impl HeldOut {
             sink: SinkRef::Relay,
             keep_ms: KEEP_MS,
             take: None,
+            priority: 0,
         }
     }
 
@@ -193,6 +194,7 @@ mod tests {
             last_failure: None,
             cancelled: 0,
             take: 0,
+            priority: 0,
         };
         assert!(!has_failed(&job));
         job.state = JobState::Cancelled;

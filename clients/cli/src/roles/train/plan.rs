@@ -160,6 +160,7 @@ fn check_inputs(recipe: &Recipe) -> Result<(), Fault> {
         split: volley_env::Split::Train,
         instance: recipe.train.first_instance,
         config: recipe.environment_options.clone(),
+        payload: Vec::new(),
     };
     volley_env::Guarded::create(&recipe.environment, &scenario).map_err(|error| {
         let code = ErrorCode::from_name(error.code()).unwrap_or(ErrorCode::EnvFailed);

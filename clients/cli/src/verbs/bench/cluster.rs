@@ -117,5 +117,7 @@ pub(crate) fn job(kind: JobKind, rollouts: u64, tokens: u32, sleep_ms: u64) -> J
         retry: RetryPolicy::default(),
         sink: SinkRef::Relay,
         keep_ms: 60_000,
+        take: None,
+        priority: 0,
     }
 }
