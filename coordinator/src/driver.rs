@@ -272,6 +272,7 @@ impl DriverState {
                 job,
                 cursor,
                 wait_ms,
+                near,
             } => {
                 self.relay.ask(RelayRequest::Query {
                     session,
@@ -279,6 +280,7 @@ impl DriverState {
                     job,
                     cursor,
                     wait_ms,
+                    near,
                 });
             }
             Effect::StartWorker { .. } if self.leave_by.is_some() => {

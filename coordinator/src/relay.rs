@@ -53,6 +53,8 @@ pub(crate) enum RelayRequest {
         job: JobId,
         cursor: u64,
         wait_ms: u64,
+        /// It reads the file itself.
+        near: bool,
     },
     /// A worker's session is gone.
     SessionGone(SessionId),

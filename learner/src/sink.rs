@@ -156,7 +156,7 @@ fn decode(bytes: &[u8], limits: Limits) -> Result<(u64, Records), CodecError> {
     let records = batch
         .records
         .into_iter()
-        .map(|(trajectory, _)| usable(trajectory, limits));
+        .map(|view| usable(view.into_trajectory(), limits));
     Ok((batch.first_seq, records.collect()))
 }
 

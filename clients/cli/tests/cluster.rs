@@ -68,7 +68,7 @@ fn pages(body: &RequestBody) -> Option<ReplyBody> {
             job: *job,
             existed: false,
         }),
-        RequestBody::Results { cursor, .. } => {
+        RequestBody::Results { cursor, .. } | RequestBody::ResultsNear { cursor, .. } => {
             let first = cursor * 2;
             Some(page(&[first + 1, first], cursor + 1, *cursor == 2))
         }
@@ -136,7 +136,9 @@ fn indices(lines: &str) -> Vec<u64> {
 async fn map_prints_each_index_once_although_the_coordinator_is_restarted() {
     let mut cluster = FakeCluster::new();
     cluster.start(|body| match body {
-        RequestBody::Results { cursor: 1.., .. } => None,
+        RequestBody::Results { cursor: 1.., .. } | RequestBody::ResultsNear { cursor: 1.., .. } => {
+            None
+        }
         other => pages(other),
     });
     let home = tempfile::tempdir().expect("a temporary directory");
@@ -306,7 +308,7 @@ async fn the_plain_monitor_shows_every_process() {
 async fn interrupting_a_map_tells_how_to_come_back() {
     let mut cluster = FakeCluster::new();
     cluster.start(|body| match body {
-        RequestBody::Results { .. } => None,
+        RequestBody::Results { .. } | RequestBody::ResultsNear { .. } => None,
         other => pages(other),
     });
     let home = tempfile::tempdir().expect("a temporary directory");

@@ -34,6 +34,8 @@ pub struct ClientOptions {
     pub first_contact: Duration,
     /// How long a request waits for a coordinator that was there and is gone.
     pub absence: Duration,
+    /// Read results from the coordinator's files when it is on this machine.
+    pub near: bool,
 }
 
 impl Default for ClientOptions {
@@ -42,6 +44,7 @@ impl Default for ClientOptions {
             name: "client".into(),
             first_contact: Duration::from_secs(2),
             absence: Duration::from_millis(COORDINATOR_ABSENCE_MS_MAX),
+            near: true,
         }
     }
 }
@@ -53,6 +56,7 @@ pub struct Client {
     contact: watch::Receiver<Contact>,
     pub(crate) endpoint: Endpoint,
     pub(crate) hello: Hello,
+    pub(crate) near: bool,
     absence: Duration,
 }
 
@@ -130,6 +134,7 @@ impl Client {
             contact,
             endpoint,
             hello,
+            near: options.near && address.addr.ip().is_loopback(),
             absence,
         })
     }

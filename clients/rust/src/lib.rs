@@ -15,6 +15,7 @@ mod contact;
 mod driver;
 mod faults;
 mod fetch;
+mod near;
 mod requests;
 mod results;
 

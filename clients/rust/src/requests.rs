@@ -182,9 +182,9 @@ impl Client {
 
     async fn ask(&self, body: RequestBody) -> Answer {
         let wait_ms = match &body {
-            RequestBody::RunProgress { wait_ms, .. } | RequestBody::Results { wait_ms, .. } => {
-                *wait_ms
-            }
+            RequestBody::RunProgress { wait_ms, .. }
+            | RequestBody::Results { wait_ms, .. }
+            | RequestBody::ResultsNear { wait_ms, .. } => *wait_ms,
             _ => 0,
         };
         let mut answered = self.begin(body).await;

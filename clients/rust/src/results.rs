@@ -5,14 +5,16 @@
 //! and brings the same records: each rollout comes exactly once.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::path::Path;
 
 use tokio::sync::oneshot;
-use volley_protocol::client::{ReplyBody, RequestBody, ResultRecord};
+use volley_protocol::client::{ReplyBody, RequestBody, ResultPage, ResultRecord};
 use volley_protocol::{ErrorCode, Fault, JobId, RangeSet};
 
 use crate::client::Client;
 use crate::driver::Answer;
 use crate::faults;
+use crate::near::NearFile;
 
 /// Bytes of results that [`OrderedResults`] holds back for an earlier one.
 pub const REORDER_BYTES_MAX: usize = 1 << 30;
@@ -27,12 +29,21 @@ pub struct ResultStream {
     ready: VecDeque<ResultRecord>,
     asked: Option<oneshot::Receiver<Answer>>,
     seen: RangeSet,
+    /// Results are asked for where they are, rather than over the network.
+    near: bool,
+    /// Where there are some.
+    file: Option<NearFile>,
+    /// Nothing follows the file.
+    last: bool,
     ended: bool,
 }
 
 impl ResultStream {
     pub(crate) fn new(client: Client, job: JobId, wait_ms: u64) -> Self {
         Self {
+            near: client.near,
+            file: None,
+            last: false,
             client,
             job,
             cursor: 0,
@@ -74,42 +85,110 @@ impl ResultStream {
     }
 
     async fn turn_page(&mut self) -> Result<(), Fault> {
-        let asked = match &mut self.asked {
-            Some(asked) => asked,
-            none => none.insert(ask(&self.client, self.job, self.cursor, self.wait_ms).await),
+        if let Some(file) = &mut self.file {
+            match file.next_page() {
+                Ok(records) => return self.take_near(records),
+                Err(fault) => {
+                    // What follows is asked for over the network, from where this page began.
+                    tracing::warn!(%fault, "results cannot be read from their file");
+                    self.cursor = file.at();
+                    (self.file, self.near, self.asked, self.last) = (None, false, None, false);
+                }
+            }
+        }
+        if self.asked.is_none() {
+            self.ask().await;
+        }
+        let Some(asked) = &mut self.asked else {
+            return Ok(());
         };
         let answer = self.client.finish(asked, self.wait_ms).await;
         self.asked = None;
-        let ReplyBody::Results(page) = answer? else {
-            return Err(faults::unexpected("page of results"));
-        };
+        match answer? {
+            ReplyBody::Results(page) => self.take_page(&page).await,
+            ReplyBody::ResultsNear {
+                path,
+                upto,
+                complete,
+            } => self.take_place(&path, upto, complete).await,
+            _ => Err(faults::unexpected("page of results")),
+        }
+    }
+
+    async fn take_page(&mut self, page: &ResultPage) -> Result<(), Fault> {
         let records = page
             .decode_records()
             .map_err(|error| faults::decode(&error))?;
+        let waits = self.wait_ms > 0;
+        self.ended = page.complete || (!waits && records.is_empty());
+        self.cursor = page.next_cursor;
+        self.make_ready(records)?;
+        if !self.ended {
+            self.ask().await;
+        }
+        Ok(())
+    }
+
+    /// The results up to `upto` are in a file of this machine.
+    async fn take_place(&mut self, path: &str, upto: u64, complete: bool) -> Result<(), Fault> {
+        let waits = self.wait_ms > 0;
+        if upto <= self.cursor {
+            self.ended = complete || !waits;
+        } else {
+            match NearFile::open(Path::new(path), self.cursor, upto) {
+                Ok(file) => {
+                    (self.file, self.cursor, self.last) = (Some(file), upto, complete);
+                }
+                Err(error) => {
+                    // Another container or another user: it still comes over the network.
+                    tracing::debug!(%error, "results are not read from their file");
+                    self.near = false;
+                }
+            }
+        }
+        if !self.ended && !self.last {
+            self.ask().await;
+        }
+        Ok(())
+    }
+
+    fn take_near(&mut self, records: Vec<ResultRecord>) -> Result<(), Fault> {
+        if self.file.as_ref().is_some_and(NearFile::is_read) {
+            self.file = None;
+            self.ended = self.last;
+        }
+        self.make_ready(records)
+    }
+
+    fn make_ready(&mut self, records: Vec<ResultRecord>) -> Result<(), Fault> {
         for index in records.iter().map(ResultRecord::index) {
             if !self.seen.insert(index) {
                 let message = format!("rollout {index} of job {} came twice", self.job);
                 return Err(Fault::new(ErrorCode::Internal, message));
             }
         }
-        let waits = self.wait_ms > 0;
-        self.ended = page.complete || (!waits && records.is_empty());
-        self.cursor = page.next_cursor;
         self.ready = records.into();
-        if !self.ended {
-            self.asked = Some(ask(&self.client, self.job, self.cursor, self.wait_ms).await);
-        }
         Ok(())
     }
-}
 
-async fn ask(client: &Client, job: JobId, cursor: u64, wait_ms: u64) -> oneshot::Receiver<Answer> {
-    let body = RequestBody::Results {
-        job,
-        cursor,
-        wait_ms,
-    };
-    client.begin(body).await
+    /// Asks for what follows the cursor; the answer may come while this page is worked on.
+    async fn ask(&mut self) {
+        let (job, cursor, wait_ms) = (self.job, self.cursor, self.wait_ms);
+        let body = if self.near {
+            RequestBody::ResultsNear {
+                job,
+                cursor,
+                wait_ms,
+            }
+        } else {
+            RequestBody::Results {
+                job,
+                cursor,
+                wait_ms,
+            }
+        };
+        self.asked = Some(self.client.begin(body).await);
+    }
 }
 
 /// Results by index. One that comes early is held until those before it have come.

@@ -19,6 +19,7 @@ fn options(absence_ms: u64) -> ClientOptions {
         name: "test".into(),
         first_contact: Duration::from_millis(300),
         absence: Duration::from_millis(absence_ms),
+        near: false,
     }
 }
 

@@ -46,6 +46,7 @@ impl Coordinator {
         out: &mut Vec<Effect>,
     ) -> Result<Option<(ReplyBody, bool)>, Fault> {
         let read = |body: ReplyBody| Ok(Some((body, false)));
+        let near = matches!(body, RequestBody::ResultsNear { .. });
         match body {
             RequestBody::Submit(spec) => self.submit(spec, out).map(Some),
             RequestBody::Put { job, extent } => self.put(job, extent, out).map(Some),
@@ -64,19 +65,24 @@ impl Coordinator {
                 job,
                 cursor,
                 wait_ms,
+            }
+            | RequestBody::ResultsNear {
+                job,
+                cursor,
+                wait_ms,
             } => {
                 let found = self.jobs.get(job).ok_or_else(|| no_job(job))?;
                 if found.spec.sink != SinkRef::Relay {
                     let why = "its results go to a learner, not to clients";
                     return Err(Fault::new(ErrorCode::InvalidRequest, why));
                 }
-                let wait_ms = wait_ms.min(POLL_WAIT_MS_MAX);
                 out.push(Effect::ResultsQuery {
                     session,
                     id,
                     job,
                     cursor,
-                    wait_ms,
+                    wait_ms: wait_ms.min(POLL_WAIT_MS_MAX),
+                    near,
                 });
                 Ok(None)
             }

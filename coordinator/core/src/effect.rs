@@ -100,6 +100,8 @@ pub enum Effect {
         cursor: u64,
         /// How long to wait when there is nothing new; within its bound already.
         wait_ms: u64,
+        /// It can read the relay's file itself.
+        near: bool,
     },
     /// Start a worker process that says this number in its `Register`.
     StartWorker {

@@ -503,17 +503,28 @@ fn records_are_json() {
 fn results_are_the_shells_to_read() {
     let mut bench = Bench::new();
     bench.submit(map(1, 1));
-    let ask = RequestBody::Results {
-        job: JOB,
-        cursor: 4,
-        wait_ms: 1_000_000,
+    let (job, cursor, wait_ms) = (JOB, 4, 1_000_000);
+    let far = RequestBody::Results {
+        job,
+        cursor,
+        wait_ms,
     };
-    assert_eq!(bench.ask(ask), None);
-    let query = bench.out.iter().find_map(|effect| match effect {
-        Effect::ResultsQuery {
-            cursor, wait_ms, ..
-        } => Some((*cursor, *wait_ms)),
-        _ => None,
-    });
-    assert_eq!(query, Some((4, 20_000)));
+    let near = RequestBody::ResultsNear {
+        job,
+        cursor,
+        wait_ms,
+    };
+    for (ask, is_near) in [(far, false), (near, true)] {
+        assert_eq!(bench.ask(ask), None);
+        let query = bench.out.iter().find_map(|effect| match effect {
+            Effect::ResultsQuery {
+                cursor,
+                wait_ms,
+                near,
+                ..
+            } => Some((*cursor, *wait_ms, *near)),
+            _ => None,
+        });
+        assert_eq!(query, Some((4, 20_000, is_near)));
+    }
 }

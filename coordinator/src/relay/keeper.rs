@@ -38,6 +38,7 @@ struct Waiting {
     job: JobId,
     cursor: u64,
     until: Instant,
+    near: bool,
 }
 
 pub(super) struct Keeper {
@@ -129,7 +130,7 @@ impl Keeper {
                     fault,
                 }
                 .encode();
-                self.settle_one(rollout, Settled::Failed, &record, round)?;
+                self.settle_one(rollout, Settled::Failed, &[&record], round)?;
             }
             RelayRequest::Complete(job) => {
                 if let Some(results) = self.jobs.get_mut(&job) {
@@ -150,6 +151,7 @@ impl Keeper {
                 job,
                 cursor,
                 wait_ms,
+                near,
             } => {
                 let wait = Duration::from_millis(wait_ms.min(POLL_WAIT_MS_MAX));
                 let until = Instant::now() + wait;
@@ -159,6 +161,7 @@ impl Keeper {
                     job,
                     cursor,
                     until,
+                    near,
                 });
             }
             RelayRequest::SessionGone(session) => {
@@ -195,8 +198,8 @@ impl Keeper {
             }
         };
         let count = decoded.records.len() as u64;
-        for (trajectory, bytes) in decoded.records {
-            let attempt = trajectory.header.attempt;
+        for view in decoded.records {
+            let attempt = view.header.attempt;
             if !self.is_known(attempt) {
                 // Of an extent that a crash took back before it was synced, or of no job at all:
                 // acknowledged, so that the worker frees it, but not kept.
@@ -206,10 +209,8 @@ impl Keeper {
                 self.outbound.close(session, &fault);
                 continue;
             }
-            if trajectory.header.reward.is_finite() {
-                let mut record = Vec::with_capacity(bytes.len() + 1);
-                record.push(ResultRecord::FINISHED);
-                record.extend_from_slice(bytes);
+            if view.header.reward.is_finite() {
+                let record: [&[u8]; 2] = [&[ResultRecord::FINISHED], view.bytes];
                 self.settle_one(attempt.rollout, Settled::Accepted, &record, round)?;
             } else {
                 // A worker checks rewards; one that lets this through is not to be believed.
@@ -229,7 +230,7 @@ impl Keeper {
         &mut self,
         rollout: RolloutId,
         how: Settled,
-        record: &[u8],
+        record: &[&[u8]],
         round: &mut Round,
     ) -> Result<(), Fault> {
         let Some(results) = self.jobs.get_mut(&rollout.job) else {
@@ -291,10 +292,15 @@ impl Keeper {
         let now = Instant::now();
         let mut still = Vec::new();
         for waiting in std::mem::take(&mut self.waiting) {
+            if now < waiting.until && !self.has_news(&waiting) {
+                still.push(waiting);
+                continue;
+            }
             let body = match self.page(waiting.job, waiting.cursor) {
-                Ok(page) if page.records.0.is_empty() && !page.complete && now < waiting.until => {
-                    still.push(waiting);
-                    continue;
+                _ if waiting.near
+                    && let Some(body) = self.place(waiting.job, waiting.cursor) =>
+                {
+                    body
                 }
                 Ok(page) => ReplyBody::Results(page),
                 // A cursor that points nowhere is the client's mistake; the file is as it was.
@@ -311,6 +317,23 @@ impl Keeper {
                 .send(&Outgoing::client(waiting.session, &reply));
         }
         self.waiting = still;
+    }
+
+    /// Would an answer say more than that there is nothing yet?
+    fn has_news(&self, question: &Waiting) -> bool {
+        let results = self.jobs.get(&question.job);
+        results.is_some_and(|results| results.complete || results.end() > question.cursor)
+    }
+
+    /// Where the results from a cursor on stand; `None` when that cannot be said in a text.
+    fn place(&self, job: JobId, cursor: u64) -> Option<ReplyBody> {
+        let path = std::path::absolute(self.path(job)).ok()?;
+        let results = self.jobs.get(&job);
+        Some(ReplyBody::ResultsNear {
+            path: path.into_os_string().into_string().ok()?,
+            upto: results.map_or(0, JobResults::end).max(cursor),
+            complete: results.is_some_and(|results| results.complete),
+        })
     }
 
     fn page(&self, job: JobId, cursor: u64) -> Result<ResultPage, SegmentError> {
@@ -453,6 +476,7 @@ mod tests {
             job: JOB,
             cursor: 0,
             wait_ms: POLL_WAIT_MS_MAX,
+            near: false,
         }
     }
 

@@ -75,7 +75,8 @@ impl JobResults {
         Ok(())
     }
 
-    fn end(&self) -> u64 {
+    /// Where the next record will stand.
+    pub(super) fn end(&self) -> u64 {
         self.writer.as_ref().map_or(self.end, SegmentWriter::end)
     }
 
@@ -84,7 +85,7 @@ impl JobResults {
         &mut self,
         index: u64,
         how: Settled,
-        record: &[u8],
+        record: &[&[u8]],
     ) -> Result<Settled, Fault> {
         if self.accepted.contains(index) {
             return Ok(Settled::Accepted);
@@ -96,7 +97,7 @@ impl JobResults {
             Some(writer) => writer,
             empty => empty.insert(open(&self.path)?),
         };
-        let appended = writer.append(record);
+        let appended = writer.append_parts(record);
         appended.map_err(|error| store_fault(&self.path, &error))?;
         match how {
             Settled::Accepted => self.accepted.insert(index),
@@ -232,7 +233,9 @@ mod tests {
         let path = directory.path().join("a.results");
         let mut results = JobResults::open(path.clone(), 0).expect("open");
         let settle = |results: &mut JobResults, index, how| {
-            results.settle(index, how, &failed(index)).expect("append")
+            results
+                .settle(index, how, &[&failed(index)])
+                .expect("append")
         };
         assert_eq!(settle(&mut results, 3, Settled::Failed), Settled::Failed);
         assert_eq!(settle(&mut results, 3, Settled::Accepted), Settled::Failed);
@@ -262,7 +265,7 @@ mod tests {
         for index in 0..3 {
             let record = failed(index);
             results
-                .settle(index, Settled::Failed, &record)
+                .settle(index, Settled::Failed, &[&record])
                 .expect("append");
             assert!(results.is_open());
             results.close().expect("close");
@@ -286,7 +289,7 @@ mod tests {
         let mut results = JobResults::open(path.clone(), 0).expect("open");
         for index in [1, 7] {
             results
-                .settle(index, Settled::Failed, &failed(index))
+                .settle(index, Settled::Failed, &[&failed(index)])
                 .expect("append");
         }
         results.sync().expect("sync");

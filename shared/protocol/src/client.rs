@@ -108,6 +108,16 @@ pub enum RequestBody {
         /// One payload for each group of the extent ([`crate::Payloads`]).
         payloads: Blob,
     },
+    /// As `Results`, for a client on the coordinator's own machine: where they stand in which
+    /// file. Answer: `ResultsNear`, or `Results` where files are not shared.
+    ResultsNear {
+        /// Which job.
+        job: JobId,
+        /// 0 at first, then `upto` of the last answer.
+        cursor: u64,
+        /// Wait up to this long when there is nothing new.
+        wait_ms: u64,
+    },
 }
 
 impl RequestBody {
@@ -180,6 +190,15 @@ pub enum ReplyBody {
         fault: Fault,
         /// Asking again before then is of no use.
         retry_after_ms: u64,
+    },
+    /// Results are in a segment file of this machine, durable from the cursor to here.
+    ResultsNear {
+        /// The file; who may read it, may have the results.
+        path: String,
+        /// Where to go on; equal to the cursor when there is nothing new.
+        upto: u64,
+        /// The job is closed and nothing follows.
+        complete: bool,
     },
 }
 

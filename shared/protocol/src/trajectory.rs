@@ -95,26 +95,56 @@ impl Trajectory {
     /// # Errors
     /// [`CodecError`] when a length is over its bound or bytes are missing.
     pub fn decode(bytes: &[u8]) -> Result<(Self, usize), CodecError> {
+        let view = RecordView::parse(bytes)?;
+        let used = view.bytes.len();
+        Ok((view.into_trajectory(), used))
+    }
+}
+
+/// A record where it lies: its header is decoded, its arrays are not copied.
+#[derive(Debug)]
+pub struct RecordView<'a> {
+    /// Everything but the arrays.
+    pub header: TrajectoryHeader,
+    /// The whole record.
+    pub bytes: &'a [u8],
+    tokens: &'a [u8],
+    logprobs: &'a [u8],
+    sampled: &'a [u8],
+}
+
+impl<'a> RecordView<'a> {
+    /// The first record of `bytes`.
+    ///
+    /// # Errors
+    /// [`CodecError`] when a length is over its bound or bytes are missing.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, CodecError> {
         let mut reader = Reader { bytes, at: 0 };
         let header_len = reader.bounded_u32("trajectory header", TRAJECTORY_HEADER_BYTES_MAX)?;
         let header = codec::decode(reader.take(header_len)?)?;
         let n = reader.bounded_u32("trajectory", TRAJECTORY_TOKENS_MAX)?;
-        let tokens = reader.take(n * 4)?.chunks_exact(4).map(le_u32).collect();
-        let logprobs = reader
-            .take(n * 4)?
-            .chunks_exact(4)
-            .map(|b| f32::from_bits(le_u32(b)));
-        let logprobs = logprobs.collect();
-        let sampled = reader.take(n)?.to_vec();
-        Ok((
-            Self {
-                header,
-                tokens,
-                logprobs,
-                sampled,
-            },
-            reader.at,
-        ))
+        let tokens = reader.take(n * 4)?;
+        let logprobs = reader.take(n * 4)?;
+        let sampled = reader.take(n)?;
+        Ok(Self {
+            header,
+            bytes: &bytes[..reader.at],
+            tokens,
+            logprobs,
+            sampled,
+        })
+    }
+
+    /// The trajectory, with arrays of its own.
+    #[must_use]
+    pub fn into_trajectory(self) -> Trajectory {
+        let logprobs = self.logprobs.chunks_exact(4).map(le_u32);
+        Trajectory {
+            header: self.header,
+            tokens: self.tokens.chunks_exact(4).map(le_u32).collect(),
+            logprobs: logprobs.map(f32::from_bits).collect(),
+            sampled: self.sampled.to_vec(),
+        }
     }
 }
 
@@ -132,13 +162,13 @@ pub fn encode_batch<R: AsRef<[u8]>>(first_seq: u64, records: &[R]) -> Vec<u8> {
     bytes
 }
 
-/// A received batch: the sequence number of its first record, and each record with its own bytes.
+/// A received batch: the sequence number of its first record, and the records.
 #[derive(Debug)]
 pub struct Batch<'a> {
     /// Sequence number of the first record.
     pub first_seq: u64,
-    /// Decoded record and the bytes it came from.
-    pub records: Vec<(Trajectory, &'a [u8])>,
+    /// In the order of their numbers.
+    pub records: Vec<RecordView<'a>>,
 }
 
 /// Decodes a whole batch stream, its kind byte included.
@@ -162,10 +192,9 @@ pub fn decode_batch(bytes: &[u8]) -> Result<Batch<'_>, CodecError> {
     let count = reader.bounded_u32("trajectory batch", TRAJECTORY_BATCH_BYTES_MAX)?;
     let mut records = Vec::new();
     for _ in 0..count {
-        let rest = &bytes[reader.at..];
-        let (trajectory, used) = Trajectory::decode(rest)?;
-        records.push((trajectory, &rest[..used]));
-        reader.at += used;
+        let view = RecordView::parse(&bytes[reader.at..])?;
+        reader.at += view.bytes.len();
+        records.push(view);
     }
     if reader.at == bytes.len() {
         Ok(Batch { first_seq, records })
@@ -268,8 +297,10 @@ mod tests {
         let bytes = encode_batch(77, &encoded);
         let batch = decode_batch(&bytes).expect("own bytes");
         assert_eq!(batch.first_seq, 77);
-        assert_eq!(batch.records[1].0, records[1]);
-        assert_eq!(batch.records[0].1, encoded[0]);
+        let whole: Vec<&[u8]> = batch.records.iter().map(|view| view.bytes).collect();
+        assert_eq!(whole, encoded);
+        let decoded = batch.records.into_iter().map(RecordView::into_trajectory);
+        assert!(decoded.eq(records));
         for cut in 0..bytes.len() {
             assert!(decode_batch(&bytes[..cut]).is_err(), "cut at {cut}");
         }

@@ -17,7 +17,8 @@ use crate::ids::{Epoch, PeerId};
 /// 1. First protocol: everything in this crate.
 /// 2. Sampling has stop strings.
 /// 3. Retry policies choose by error code and have four time-outs; jobs can be done with their first
-///    results and have priorities; dead letters; queues take payloads and say when to come back.
+///    results and have priorities; dead letters; queues take payloads and say when to come back;
+///    results can be read where they are.
 pub const PROTOCOL_VERSION: u16 = 3;
 
 /// Who dials. The role is *not* here: it is taken from the verified certificate.

@@ -116,9 +116,10 @@ fn batch(name: &str, records: Vec<Trajectory>) -> Sample {
                 first_seq,
                 records: decoded,
             } = decode_batch(bytes)?;
-            let pieces = decoded.iter().map(|(_, piece)| *piece);
+            let pieces = decoded.iter().map(|view| view.bytes);
             let same_pieces = pieces.eq(encoded.iter().map(Vec::as_slice));
-            let same = decoded.iter().map(|(value, _)| value).eq(&records);
+            let values = decoded.into_iter().map(|view| view.into_trajectory());
+            let same = values.eq(records.iter().cloned());
             Ok(first_seq == 77 && same && same_pieces)
         }),
     }

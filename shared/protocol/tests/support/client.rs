@@ -62,6 +62,11 @@ fn requests() -> Vec<Sample> {
         cursor: 7,
         wait_ms: 20_000,
     };
+    let near = RequestBody::ResultsNear {
+        job: JOB,
+        cursor: 7,
+        wait_ms: 20_000,
+    };
     let progress = RequestBody::RunProgress {
         run: RUN,
         after_step: 41,
@@ -88,6 +93,7 @@ fn requests() -> Vec<Sample> {
         ask("DeadLetters", RequestBody::DeadLetters(JOB)),
         ask("JobRetry", retry),
         ask("PutPayloads", put_payloads),
+        ask("ResultsNear", near),
     ]
 }
 
@@ -121,6 +127,11 @@ fn replies() -> Vec<Sample> {
         retry_after_ms: 1_500,
     };
     let snapshot = ReplyBody::Snapshot(Box::new(data::snapshot()));
+    let near = ReplyBody::ResultsNear {
+        path: "/d/a.results".into(),
+        upto: 9,
+        complete: true,
+    };
     vec![
         answer("Accepted", accepted),
         answer("Jobs", ReplyBody::Jobs(vec![data::job_summary()])),
@@ -134,5 +145,6 @@ fn replies() -> Vec<Sample> {
         answer("Fault", ReplyBody::Fault(data::fault())),
         answer("DeadLetters", dead),
         answer("Busy", busy),
+        answer("ResultsNear", near),
     ]
 }

@@ -44,9 +44,9 @@ pub(crate) fn enums() -> Vec<Enum> {
     vec![
         variants!(Welcome: Accepted Refused),
         variants!(RequestBody: Submit Put JobList JobShow JobCancel Results Snapshot RunList
-            RunProgress AdapterList AdapterDelete DeadLetters JobRetry PutPayloads),
+            RunProgress AdapterList AdapterDelete DeadLetters JobRetry PutPayloads ResultsNear),
         variants!(ReplyBody: Accepted Jobs Done Results Snapshot Runs Progress Adapters Fault
-            DeadLetters Busy),
+            DeadLetters Busy ResultsNear),
         variants!(FromWorker: Register Ready Heartbeat AttemptFailed Live Drained),
         variants!(ToWorker: Job Lease Revoke Forget Announce Retire Drain Delivered),
         variants!(FromLearner: Register Submit Reconcile Admit Receipt Published Progress State

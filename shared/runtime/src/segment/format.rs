@@ -62,57 +62,64 @@ pub(super) fn check_header(bytes: &[u8; HEADER_BYTES]) -> Result<(), BadHeader> 
 }
 
 /// Appends a record (or, without payload, a mark) that will stand at `offset`.
-pub(super) fn push_record(out: &mut Vec<u8>, offset: u64, payload: &[u8]) {
-    debug_assert!(payload.len() <= RECORD_BYTES_MAX, "checked by the caller");
-    let length = payload.len() as u32;
-    let body_crc = crc32fast::hash(payload);
+pub(super) fn push_record(out: &mut Vec<u8>, offset: u64, payload: &[&[u8]]) {
+    let bytes: usize = payload.iter().map(|part| part.len()).sum();
+    debug_assert!(bytes <= RECORD_BYTES_MAX, "checked by the caller");
+    let length = bytes as u32;
+    let mut hasher = crc32fast::Hasher::new();
+    payload.iter().for_each(|part| hasher.update(part));
+    let body_crc = hasher.finalize();
     out.extend_from_slice(&length.to_le_bytes());
     out.extend_from_slice(&head_crc(length, body_crc, offset).to_le_bytes());
     out.extend_from_slice(&body_crc.to_le_bytes());
-    out.extend_from_slice(payload);
+    payload.iter().for_each(|part| out.extend_from_slice(part));
 }
 
 /// Reads records from `bytes`, which stand at `offset`, until one is incomplete or broken, or
 /// until the records together have more than `bytes_max` bytes (but always at least one).
 pub(super) fn parse(bytes: &[u8], offset: u64, bytes_max: usize) -> Parsed {
     let mut records = Vec::new();
+    let (bytes, stop) = visit(bytes, offset, bytes_max, |offset, payload| {
+        let payload = payload.to_vec();
+        records.push(Record { offset, payload });
+    });
+    Parsed {
+        records,
+        bytes,
+        stop,
+    }
+}
+
+/// As [`parse`], showing each record where it lies. Tells how many bytes complete records and
+/// marks have, and where it stopped.
+pub(super) fn visit(
+    bytes: &[u8],
+    offset: u64,
+    bytes_max: usize,
+    mut each: impl FnMut(u64, &[u8]),
+) -> (usize, Stop) {
     let (mut at, mut payload_bytes) = (0, 0);
     loop {
         let here = offset + at as u64;
-        let stop = |records, stop| Parsed {
-            records,
-            bytes: at,
-            stop,
-        };
         let Some(head) = bytes[at..].first_chunk::<HEAD_BYTES>() else {
-            return stop(records, Stop::Short(HEAD_BYTES));
+            return (at, Stop::Short(HEAD_BYTES));
         };
         let Some(length) = check_head(head, here) else {
-            return stop(
-                records,
-                Stop::Damaged("its head does not match its checksum"),
-            );
+            return (at, Stop::Damaged("its head does not match its checksum"));
         };
         let whole = HEAD_BYTES + length;
         let Some(payload) = bytes[at..].get(HEAD_BYTES..whole) else {
-            return stop(records, Stop::Short(whole));
+            return (at, Stop::Short(whole));
         };
         if crc32fast::hash(payload) != word(head, 8) {
-            return stop(
-                records,
-                Stop::Damaged("its payload does not match its checksum"),
-            );
+            return (at, Stop::Damaged("its payload does not match its checksum"));
+        }
+        if payload_bytes > 0 && payload_bytes + length > bytes_max {
+            return (at, Stop::Short(whole));
         }
         payload_bytes += length;
-        if payload_bytes > bytes_max && !records.is_empty() {
-            return stop(records, Stop::Short(whole));
-        }
         if length > 0 {
-            let payload = payload.to_vec();
-            records.push(Record {
-                offset: here,
-                payload,
-            });
+            each(here, payload);
         }
         at += whole;
     }
@@ -152,8 +159,8 @@ mod tests {
     #[test]
     fn the_bytes_are_frozen() {
         let mut bytes = header().to_vec();
-        push_record(&mut bytes, SEGMENT_START, b"hi");
-        push_record(&mut bytes, SEGMENT_START + 14, b"");
+        push_record(&mut bytes, SEGMENT_START, &[b"h", b"i"]);
+        push_record(&mut bytes, SEGMENT_START + 14, &[]);
         let golden = [
             b'V', b'L', b'Y', b'S', b'E', b'G', b'M', b'\n', // magic
             1, 0, 0, 0, // version
@@ -172,7 +179,7 @@ mod tests {
     #[test]
     fn a_record_is_valid_in_its_own_place_only() {
         let mut bytes = Vec::new();
-        push_record(&mut bytes, 100, b"payload");
+        push_record(&mut bytes, 100, &[b"payload"]);
         assert_eq!(parse(&bytes, 100, usize::MAX).records.len(), 1);
         let moved = parse(&bytes, 101, usize::MAX);
         assert!(matches!(moved.stop, Stop::Damaged(_)) && moved.records.is_empty());
@@ -183,7 +190,7 @@ mod tests {
         let mut bytes = b"noise and zeros \0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0".to_vec();
         assert!(!has_mark(&bytes, 7));
         let at = 7 + bytes.len() as u64;
-        push_record(&mut bytes, at, b"");
+        push_record(&mut bytes, at, &[]);
         assert!(has_mark(&bytes, 7));
         assert!(!has_mark(&bytes, 8));
     }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use super::error::SegmentError;
 use super::format::{
     BadHeader, HEAD_BYTES, HEADER_BYTES, RECORD_BYTES_MAX, SEGMENT_START, Stop, check_header,
-    has_mark, parse,
+    has_mark, parse, visit,
 };
 
 /// Bytes that an iteration reads at a time.
@@ -105,6 +105,34 @@ impl SegmentReader {
         }
     }
 
+    /// Shows the records from `offset` on where they lie in memory, up to `max_bytes` of the file
+    /// but at least one if there is one; tells where to go on. The buffer is the caller's, so that
+    /// reading a long segment allocates once.
+    ///
+    /// # Errors
+    /// As [`read_page`](Self::read_page).
+    pub fn visit_page(
+        &self,
+        offset: u64,
+        max_bytes: usize,
+        buffer: &mut Vec<u8>,
+        mut each: impl FnMut(u64, &[u8]),
+    ) -> Result<u64, SegmentError> {
+        let offset = offset.max(SEGMENT_START);
+        let mut want = max_bytes.clamp(HEAD_BYTES, READ_BYTES);
+        loop {
+            self.fill(buffer, offset, want)?;
+            let (bytes, stop) = visit(buffer, offset, usize::MAX, &mut each);
+            match stop {
+                Stop::Damaged(what) if bytes == 0 => {
+                    return Err(SegmentError::damaged(&self.path, offset, what));
+                }
+                Stop::Short(whole) if bytes == 0 && buffer.len() == want => want = whole,
+                _ => return Ok(offset + bytes as u64),
+            }
+        }
+    }
+
     pub(super) fn check_header(&self) -> Result<(), SegmentError> {
         let mut header = [0; HEADER_BYTES];
         let path = || self.path.clone();
@@ -141,11 +169,18 @@ impl SegmentReader {
     }
 
     fn read_at(&self, offset: u64, want: usize) -> Result<Vec<u8>, SegmentError> {
+        let mut bytes = Vec::new();
+        self.fill(&mut bytes, offset, want)?;
+        Ok(bytes)
+    }
+
+    /// Reads up to `want` bytes; fewer only at the end of the file.
+    fn fill(&self, bytes: &mut Vec<u8>, offset: u64, want: usize) -> Result<(), SegmentError> {
         debug_assert!(
             want <= RECORD_BYTES_MAX + HEAD_BYTES,
             "bounded by the format"
         );
-        let mut bytes = vec![0; want];
+        bytes.resize(want, 0);
         let mut got = 0;
         while got < want {
             match self.file.read_at(&mut bytes[got..], offset + got as u64) {
@@ -156,7 +191,7 @@ impl SegmentReader {
             }
         }
         bytes.truncate(got);
-        Ok(bytes)
+        Ok(())
     }
 }
 

@@ -114,11 +114,18 @@ impl SegmentWriter {
     /// # Errors
     /// When the record is empty or too large, or the file takes nothing more.
     pub fn append(&mut self, payload: &[u8]) -> Result<u64, SegmentError> {
+        self.append_parts(&[payload])
+    }
+
+    /// As [`append`](Self::append), of a payload that lies in several pieces.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn append_parts(&mut self, payload: &[&[u8]]) -> Result<u64, SegmentError> {
         self.check()?;
-        if payload.is_empty() || payload.len() > RECORD_BYTES_MAX {
-            return Err(SegmentError::RecordSize {
-                bytes: payload.len(),
-            });
+        let bytes = payload.iter().map(|part| part.len()).sum();
+        if bytes == 0 || bytes > RECORD_BYTES_MAX {
+            return Err(SegmentError::RecordSize { bytes });
         }
         let offset = self.push(payload);
         if self.buffer.len() >= BUFFER_BYTES {
@@ -177,12 +184,12 @@ impl SegmentWriter {
     /// Says in the file that everything before is durable. The mark itself need not be.
     fn mark(&mut self) -> Result<(), SegmentError> {
         debug_assert!(self.synced == self.end && self.buffer.is_empty());
-        self.push(b"");
+        self.push(&[]);
         self.synced = self.end;
         self.flush()
     }
 
-    fn push(&mut self, payload: &[u8]) -> u64 {
+    fn push(&mut self, payload: &[&[u8]]) -> u64 {
         let offset = self.end;
         let before = self.buffer.len();
         push_record(&mut self.buffer, offset, payload);
