@@ -57,7 +57,35 @@ impl Coordinator {
                 .into_iter()
                 .collect()
         };
-        self.reconcile(id, &cut(accepted), &cut(failed), out);
+        let (accepted, mut failed): (RangeSet, RangeSet) = (cut(accepted), cut(failed));
+        for index in self.failures_lost(id, &accepted, &failed) {
+            failed.insert(index);
+            let rollout = RolloutId { job: id, index };
+            let fault = Fault::new(
+                ErrorCode::AttemptsExhausted,
+                "it was given up shortly before the coordinator ended; why is not known any more",
+            );
+            out.push(Effect::RelayFailed { rollout, fault });
+        }
+        self.reconcile(id, &accepted, &failed, out);
+    }
+
+    /// What was recorded here as given up while the relay's record of it was lost. The relay
+    /// decides what is accepted, but failures are decided here: if such a rollout were open
+    /// again, its group would have lost its version; if it stayed closed without a record, a
+    /// client would read one result too few.
+    fn failures_lost(&self, id: JobId, accepted: &RangeSet, failed: &RangeSet) -> Vec<u64> {
+        let Some(job) = self.jobs.get(id) else {
+            return Vec::new();
+        };
+        if job.state == JobState::Cancelled {
+            return Vec::new(); // Most of its failures have no record at all.
+        }
+        let known: RangeSet = accepted.ranges().chain(failed.ranges()).collect();
+        let lost = ranges::difference(&job.failed, &known, job.known);
+        lost.into_iter()
+            .flat_map(|(start, end)| start..end)
+            .collect()
     }
 
     /// Settles rollouts, whatever was known of them; one record for each job.

@@ -452,6 +452,30 @@ fn everything_comes_back_after_a_crash() {
 }
 
 #[test]
+fn a_failure_that_the_relay_lost_stays_one_and_is_written_again() {
+    // Of a job that goes on, and of one that has ended.
+    for rollouts in [2, 1] {
+        let mut bench = Bench::new();
+        bench.submit(map(1, rollouts));
+        bench.worker(7, 1, Vec::new(), 0);
+        let lease = bench.ready(7, 1)[0];
+        bench.fail(7, lease.attempt, ErrorCode::EnvUnknown, false);
+        assert_eq!(bench.counts(JOB).3, 1, "given up");
+        bench.restart();
+        let (accepted, failed) = (RangeSet::new(), RangeSet::new());
+        bench.say(Input::RelayRestored {
+            job: JOB,
+            accepted,
+            failed,
+        });
+        let rollout = lease.attempt.rollout;
+        let again = |effect: &Effect| matches!(effect, Effect::RelayFailed { rollout: of, .. } if *of == rollout);
+        assert!(bench.out.iter().any(again), "{:?}", bench.out);
+        assert_eq!(bench.counts(JOB).3, 1, "still given up");
+    }
+}
+
+#[test]
 fn what_a_crash_took_back_is_not_mixed_up() {
     let mut bench = Bench::new();
     let mut queue = map(1, 0);
