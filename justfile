@@ -17,6 +17,11 @@ test:
 ci:
     .ci/run
 
+# Ten thousand simulated cluster-hours with seeds that CI does not run: minutes of every core.
+night:
+    VOLLEY_SIM_FIRST=1000000 VOLLEY_SIM_RUNS=10000 \
+        cargo test --release -p volley-tests --test sim clusters -- --nocapture
+
 # Licences, bans and advisories of third-party crates (needs cargo-deny).
 deny:
     cargo deny check

@@ -9,7 +9,7 @@ mod rng;
 mod schedule;
 mod trace;
 
-pub use net::{Net, NetConfig, NetEvent, Session};
+pub use net::{Lane, Net, NetConfig, NetEvent, Session};
 pub use rng::Rng;
 pub use schedule::Schedule;
 pub use trace::Trace;

@@ -3,8 +3,9 @@
 //!
 //! *Loss* is the loss of a whole session: what was under way vanishes, and the two ends notice at
 //! different times. *Duplication* is what nodes repeat in their next session. *Reordering* happens
-//! between sessions, and between a session's lanes (control and bulk). A one-way *partition* holds
-//! messages back; when it lasts longer than the idle timeout, it costs the session.
+//! between sessions, and between streams: the control stream keeps its order, every bulk message
+//! is a stream of its own that may overtake everything. A one-way *partition* holds messages back;
+//! when it lasts longer than the idle timeout, it costs the session.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -32,8 +33,14 @@ impl Default for NetConfig {
     }
 }
 
-/// Lanes of one direction that may overtake each other.
-const LANES: usize = 2;
+/// On what a message travels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lane {
+    /// The session's control stream: messages arrive in the order in which they were sent.
+    Control,
+    /// A stream of its own: it may overtake others, and be overtaken.
+    Bulk,
+}
 
 /// One session.
 #[derive(Clone, Debug)]
@@ -46,8 +53,8 @@ pub struct Session<N> {
     open: [bool; 2],
     /// The wire is cut: nothing arrives any more.
     cut: bool,
-    /// Latest arrival scheduled, by direction (0: from the dialler) and lane.
-    last_ms: [[u64; LANES]; 2],
+    /// Latest arrival scheduled on the control stream, by direction (0: from the dialler).
+    last_ms: [u64; 2],
 }
 
 /// Something that the network does, for the test's schedule.
@@ -139,7 +146,7 @@ impl<N: Copy + Ord + std::fmt::Debug> Net<N> {
             listener,
             open: [false, false],
             cut: false,
-            last_ms: [[answered; LANES], [answered; LANES]],
+            last_ms: [answered, answered],
         };
         self.sessions.insert(session, new);
         let opened = |at, peer| NetEvent::Opened { session, at, peer };
@@ -155,7 +162,7 @@ impl<N: Copy + Ord + std::fmt::Debug> Net<N> {
         rng: &mut Rng,
         session: u64,
         from: N,
-        lane: usize,
+        lane: Lane,
         message: M,
     ) {
         let now = schedule.now_ms();
@@ -174,14 +181,17 @@ impl<N: Copy + Ord + std::fmt::Debug> Net<N> {
             state.dialler
         };
         let held = self.blocked.get(&(from, to)).copied().unwrap_or(0);
-        let last = &mut state.last_ms[side][lane];
-        *last = (*last).max(now + delay).max(held);
+        let mut at_ms = (now + delay).max(held);
+        if lane == Lane::Control {
+            at_ms = at_ms.max(state.last_ms[side]);
+            state.last_ms[side] = at_ms;
+        }
         let arrives = NetEvent::Arrives {
             session,
             at: to,
             message,
         };
-        schedule.at(*last, arrives.into());
+        schedule.at(at_ms, arrives.into());
     }
 
     /// Should this event still happen? Keeps the sessions' state; call it on every event popped.
@@ -255,6 +265,24 @@ impl<N: Copy + Ord + std::fmt::Debug> Net<N> {
         }
     }
 
+    /// Cuts every session of a node that has been silent for too long.
+    pub fn silence<M, E: From<NetEvent<N, M>>>(
+        &mut self,
+        schedule: &mut Schedule<E>,
+        rng: &mut Rng,
+        node: N,
+    ) {
+        for id in self.of_node(node) {
+            self.cut(schedule, rng, id);
+        }
+    }
+
+    fn of_node(&self, node: N) -> Vec<u64> {
+        let of_node = |state: &Session<N>| state.dialler == node || state.listener == node;
+        let sessions = self.sessions.iter().filter(|(_, state)| of_node(state));
+        sessions.map(|(id, _)| *id).collect()
+    }
+
     /// One end closes a session on purpose: the other learns it soon.
     pub fn close<M, E: From<NetEvent<N, M>>>(
         &mut self,
@@ -286,10 +314,7 @@ impl<N: Copy + Ord + std::fmt::Debug> Net<N> {
         node: N,
     ) {
         self.down.insert(node);
-        let of_node = |state: &Session<N>| state.dialler == node || state.listener == node;
-        let ids = self.sessions.iter().filter(|(_, state)| of_node(state));
-        let ids: Vec<u64> = ids.map(|(id, _)| *id).collect();
-        for id in ids {
+        for id in self.of_node(node) {
             self.cut(schedule, rng, id);
             if let Some(state) = self.sessions.get_mut(&id) {
                 let side = usize::from(state.listener == node);
@@ -386,8 +411,12 @@ mod tests {
         }
 
         fn send(&mut self, session: u64, message: u32) {
+            self.send_on(session, Lane::Control, message);
+        }
+
+        fn send_on(&mut self, session: u64, lane: Lane, message: u32) {
             let Self { net, schedule, rng } = self;
-            net.send(schedule, rng, session, 1, 0, message);
+            net.send(schedule, rng, session, 1, lane, message);
         }
     }
 
@@ -406,6 +435,31 @@ mod tests {
         assert_eq!(bench.run().len(), 2, "opened at both ends");
         (0..50).for_each(|n| bench.send(session, n));
         assert_eq!(messages(&bench.run()), (0..50).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn bulk_messages_overtake_each_other() {
+        let mut bench = Bench::new();
+        let session = bench.dial();
+        bench.run();
+        (0..50).for_each(|n| bench.send_on(session, Lane::Bulk, n));
+        let mut seen = messages(&bench.run());
+        assert_ne!(seen, (0..50).collect::<Vec<_>>());
+        seen.sort_unstable();
+        assert_eq!(seen, (0..50).collect::<Vec<_>>(), "all of them arrive");
+    }
+
+    #[test]
+    fn a_node_that_is_silent_loses_all_its_sessions() {
+        let mut bench = Bench::new();
+        for _ in 0..2 {
+            bench.dial();
+        }
+        bench.run();
+        let Bench { net, schedule, rng } = &mut bench;
+        net.silence(schedule, rng, 2);
+        let seen = bench.run();
+        assert_eq!((bench.net.alive().count(), seen.len()), (0, 4));
     }
 
     #[test]

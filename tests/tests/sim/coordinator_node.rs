@@ -1,53 +1,51 @@
 //! The coordinator's process: the real core, a disk, the relay.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use volley_coordinator_core::{
     Coordinator, CoordinatorConfig, Effect, Input, Millis, Record, ScalingConfig, SessionId,
 };
-use volley_learner_core::Arrival;
-use volley_protocol::client::{ClientReply, ReplyBody, ResultPage};
-use volley_protocol::job::{JobKind, JobState};
-use volley_protocol::worker::{FromWorker, ToWorker};
-use volley_protocol::{Epoch, JobId, PeerId, RangeSet, RolloutId};
+use volley_protocol::job::JobState;
+use volley_protocol::learner::{FromLearner, ToLearner};
+use volley_protocol::worker::{FromWorker, Lease, ToWorker};
+use volley_protocol::{Epoch, PeerId};
 use volley_testkit::Rng;
 
-use crate::ledger::Ledger;
-use crate::world::{Event, Node, Plant, Wire, World};
+use crate::events::{Event, Node, Wire};
+use crate::plants::Plant;
+use crate::relay::Relay;
+use crate::topology::Topology;
+use crate::world::{SYNC_MS, World};
 
-/// Results of one job, as the relay's segments hold them.
-#[derive(Debug, Default)]
-struct Segments {
-    accepted: RangeSet,
-    failed: RangeSet,
-    /// Written, not yet synced.
-    staged: BTreeSet<u64>,
-    known: u64,
-    rollouts: u64,
-}
+/// Where the world's time stands on a clock that is right: hours may be taken off it.
+const CLOCK_BASE_MS: u64 = 1_000 * 3_600_000;
 
 /// The process and its disk.
 #[derive(Debug)]
 pub(crate) struct CoordinatorNode {
     pub(crate) core: Option<Coordinator>,
     pub(crate) life: u64,
-    pub(crate) clock_ahead_ms: u64,
+    /// How far its clock is from the world's time.
+    pub(crate) clock_off_ms: i64,
     pub(crate) sessions: BTreeMap<u64, Node>,
+    pub(crate) relay: Relay,
+    /// Its disk takes nothing until then.
+    pub(crate) disk_full_until_ms: u64,
     config: CoordinatorConfig,
-    disk: Vec<Record>,
-    relay: BTreeMap<JobId, Segments>,
-    relay_sync_ms: u64,
+    pub(crate) disk: Vec<Record>,
     batch: Vec<Record>,
     held: Vec<Effect>,
     flying: Option<(Vec<Record>, Vec<Effect>)>,
+    /// Credit as [`Plant::AddUpCredit`] counts it.
+    credit: BTreeMap<u64, u64>,
 }
 
 impl CoordinatorNode {
-    pub(crate) fn new(rng: &mut Rng) -> Self {
+    pub(crate) fn new(rng: &mut Rng, topology: &Topology) -> Self {
         let config = CoordinatorConfig {
             scaling: ScalingConfig {
-                max_workers: rng.between(1, 4) as u32,
-                keep_warm: 1,
+                max_workers: topology.workers_max,
+                keep_warm: rng.between(1, 4).min(u64::from(topology.workers_max)) as u32,
                 slots_per_worker: 2,
                 ..ScalingConfig::default()
             },
@@ -56,16 +54,21 @@ impl CoordinatorNode {
         Self {
             core: None,
             life: 0,
-            clock_ahead_ms: 0,
+            clock_off_ms: 0,
             sessions: BTreeMap::new(),
+            relay: Relay::default(),
+            disk_full_until_ms: 0,
             config,
             disk: Vec::new(),
-            relay: BTreeMap::new(),
-            relay_sync_ms: 0,
             batch: Vec::new(),
             held: Vec::new(),
             flying: None,
+            credit: BTreeMap::new(),
         }
+    }
+
+    fn clock(&self, now_ms: u64) -> Millis {
+        Millis((CLOCK_BASE_MS + now_ms).saturating_add_signed(self.clock_off_ms))
     }
 }
 
@@ -80,6 +83,7 @@ impl World {
         let compacted = restored.compacted();
         let again = Coordinator::restore(node.config.clone(), epoch, compacted.clone());
         assert_eq!(again.compacted(), compacted, "compaction_is_faithful");
+        self.ledger.coordinator_restarts(&compacted);
         if self.rng.chance(300) {
             node.disk = compacted
                 .into_iter()
@@ -87,17 +91,12 @@ impl World {
                 .collect();
         }
         node.core = Some(restored);
-        for segments in node.relay.values_mut() {
-            segments.staged.clear();
-        }
         self.net.start(Node::Coordinator);
         self.note(&[7, self.coordinator.life], &"the coordinator starts");
         self.coordinate(Input::Start);
         let life = self.coordinator.life;
         self.schedule.after(1, Event::Tick(Node::Coordinator, life));
-        let known = self.totals();
-        self.ledger
-            .acknowledged_is_durable(|job| known.get(&job).copied());
+        self.results_are_of_their_instance();
     }
 
     pub(crate) fn crash_coordinator(&mut self) {
@@ -105,38 +104,30 @@ impl World {
             return;
         }
         self.outcome.coordinator_crashes += 1;
-        self.net
-            .crash::<Wire, Event>(&mut self.schedule, &mut self.rng, Node::Coordinator);
+        self.is_gone(Node::Coordinator);
         let node = &mut self.coordinator;
         node.sessions.clear();
+        node.credit.clear();
         node.batch.clear();
         node.held.clear();
-        // The commit that was under way reached the disk, or a first part of it did.
+        // A commit is one transaction: the one under way reached the disk, or nothing of it did.
         if let Some((records, _)) = node.flying.take() {
-            let kept = self.rng.below(records.len() as u64 + 1) as usize;
-            node.disk.extend(records.into_iter().take(kept));
+            if self.rng.chance(500) {
+                node.disk.extend(records);
+            } else {
+                self.outcome.torn_tails += 1;
+            }
+        }
+        self.relay_crashes();
+        // The next life reads the wall clock anew: it may have been set, also back.
+        if self.rng.chance(100) {
+            let hour_ms = 3_600_000;
+            self.coordinator.clock_off_ms = self.rng.below(2 * hour_ms) as i64 - hour_ms as i64;
+            self.outcome.clock_jumps += 1;
         }
         let pause_ms = self.rng.between(100, 5_000);
         self.schedule
             .after(pause_ms, Event::Restart(Node::Coordinator));
-    }
-
-    /// Rollouts of every job that the coordinator knows.
-    fn totals(&self) -> BTreeMap<JobId, u64> {
-        let records = self.coordinator.core.as_ref().map(Coordinator::compacted);
-        let mut totals = BTreeMap::new();
-        for record in records.into_iter().flatten() {
-            match record {
-                Record::JobAccepted { spec, .. } => {
-                    totals.insert(spec.job, spec.rollouts);
-                }
-                Record::Extended { job, extent, .. } => {
-                    *totals.entry(job).or_default() += extent.rollouts
-                }
-                _ => {}
-            }
-        }
-        totals
     }
 
     pub(crate) fn tick_coordinator(&mut self, life: u64) -> bool {
@@ -149,22 +140,47 @@ impl World {
 
     /// One event for the core, and what it wants done.
     pub(crate) fn coordinate(&mut self, input: Input) {
-        let now = Millis(self.schedule.now_ms() + self.coordinator.clock_ahead_ms);
+        let now = self.coordinator.clock(self.schedule.now_ms());
         let Some(core) = &mut self.coordinator.core else {
             return;
         };
         let mut effects = Vec::new();
         core.apply(now, input, &mut effects);
+        let cancelled = effects.iter().find_map(|effect| match effect {
+            Effect::Persist(Record::JobClosed { job, state }) => {
+                (*state == JobState::Cancelled).then_some(*job)
+            }
+            _ => None,
+        });
+        let unrecorded = cancelled.filter(|_| self.plant == Some(Plant::CancelUnrecorded));
+        let early = self.plant == Some(Plant::AnswerEarly);
         for effect in effects {
             self.note(
                 &[11, effect_number(&effect)],
                 &format_args!("  coordinator: {effect:?}"),
             );
-            let early = self.plant == Some(Plant::AcknowledgeEarly);
+            if let Effect::ToWorker {
+                session,
+                message: ToWorker::Lease { leases, .. },
+                ..
+            } = &effect
+            {
+                self.leases_are_right(session.0, leases);
+            }
             match effect {
-                Effect::Persist(Record::GroupPinned { .. })
-                    if self.plant == Some(Plant::ForgetPins) => {}
-                Effect::Persist(record) => self.coordinator.batch.push(record),
+                Effect::Persist(record) => {
+                    self.ledger.recorded(&record);
+                    let lost = match &record {
+                        Record::GroupPinned { .. } => self.plant == Some(Plant::ForgetPins),
+                        Record::Closed { job, .. } | Record::JobClosed { job, .. } => {
+                            unrecorded == Some(*job)
+                        }
+                        _ => false,
+                    };
+                    if !lost {
+                        self.coordinator.batch.push(record);
+                    }
+                }
                 Effect::ToWorker {
                     after_commit: true, ..
                 }
@@ -196,22 +212,26 @@ impl World {
             std::mem::take(&mut node.held),
         ));
         let life = node.life;
-        // Mostly a good disk, sometimes a bad one.
-        let slow = self.rng.chance(20);
-        let sync_ms = if slow {
-            self.rng.between(15, 800)
+        // What clients are told about is where a slow disk, and a crash, hurt most.
+        let drags = tells_a_client && self.hurts(250);
+        let sync_ms = if drags {
+            self.rng.between(SYNC_MS, 4_000)
         } else {
-            self.rng.between(1, 15)
+            self.sync_ms()
         };
-        self.schedule.after(sync_ms, Event::Committed(life));
-        let chaotic = self.schedule.now_ms() < self.chaos_until_ms;
-        // What clients are told about is where a crash hurts most.
-        let of_thousand = if tells_a_client {
-            60
+        let event = if self.disk_fails(Node::Coordinator) || (tells_a_client && self.hurts(30)) {
+            Event::CommitFailed(life)
         } else {
-            u64::from(slow) * 20 + 1
+            Event::Committed(life)
         };
-        if chaotic && self.rng.chance(of_thousand) {
+        self.schedule.after(sync_ms, event);
+        let of_thousand = match (tells_a_client, sync_ms > SYNC_MS) {
+            (true, true) => 500,
+            (true, false) => 60,
+            (false, true) => 20,
+            (false, false) => 1,
+        };
+        if self.hurts(of_thousand) {
             let within_ms = self.rng.below(sync_ms);
             self.schedule
                 .after(within_ms, Event::CrashCoordinator(life));
@@ -223,10 +243,31 @@ impl World {
             return;
         }
         if let Some((records, held)) = self.coordinator.flying.take() {
+            for record in &records {
+                if let Record::Extended { job, start, extent } = record {
+                    self.relay_is_durable(*job, start + extent.rollouts);
+                }
+            }
             self.coordinator.disk.extend(records);
             held.into_iter().for_each(|effect| self.carry(effect));
         }
         self.begin_commit();
+    }
+
+    /// The disk did not take it: nothing more is acknowledged, the process ends and begins anew.
+    pub(crate) fn commit_failed(&mut self, life: u64) {
+        if self.coordinator.life != life || self.coordinator.core.is_none() {
+            return;
+        }
+        self.outcome.disk_faults += 1;
+        self.note(&[8, life], &"the coordinator's disk fails: STORE_FAILED");
+        if self.plant == Some(Plant::IgnoreStoreFailure) {
+            if let Some((_, held)) = self.coordinator.flying.take() {
+                held.into_iter().for_each(|effect| self.carry(effect));
+            }
+            return self.begin_commit();
+        }
+        self.crash_coordinator();
     }
 
     fn carry(&mut self, effect: Effect) {
@@ -237,7 +278,11 @@ impl World {
             Effect::ToLearner {
                 session, message, ..
             } => {
-                self.send(session.0, Node::Coordinator, Wire::ToLearner(message));
+                let failure = matches!(message, ToLearner::RolloutFailed { .. });
+                if !(failure && self.plant == Some(Plant::LoseFailures)) {
+                    let message = Wire::ToLearner(Box::new(message));
+                    self.send(session.0, Node::Coordinator, message);
+                }
             }
             Effect::Reply { session, reply, .. } => {
                 self.send(session.0, Node::Coordinator, Wire::Reply(Box::new(reply)));
@@ -245,27 +290,22 @@ impl World {
             Effect::RelayOpen { spec, known } => {
                 self.relay_open(spec.job, known, spec.rollouts.max(known));
             }
-            Effect::RelayGrew { job, rollouts } => {
-                if let Some(segments) = self.coordinator.relay.get_mut(&job) {
-                    segments.rollouts = segments.rollouts.max(rollouts);
-                }
-            }
-            Effect::RelayFailed { rollout, .. } => {
-                let segments = self.coordinator.relay.entry(rollout.job).or_default();
-                let staged = segments.staged.contains(&rollout.index);
-                if !segments.accepted.contains(rollout.index) && !staged {
-                    segments.failed.insert(rollout.index);
-                }
-            }
-            Effect::RelayComplete { .. } => {}
+            Effect::RelayGrew { job, rollouts } => self.relay_grew(job, rollouts),
+            Effect::RelayFailed { rollout, .. } => self.relay_fails(rollout),
+            Effect::RelayComplete { job } => self.relay_complete(job),
             Effect::RelayExpire { job } => {
                 self.ledger.expired(job);
-                self.coordinator.relay.remove(&job);
+                self.coordinator.relay.jobs.remove(&job);
             }
-            Effect::ResultsQuery { session, id, .. } => {
-                let body = ReplyBody::Results(ResultPage::default());
-                let reply = Box::new(ClientReply { id, body });
-                self.send(session.0, Node::Coordinator, Wire::Reply(reply));
+            Effect::ResultsQuery {
+                session,
+                id,
+                job,
+                cursor,
+                ..
+            } => {
+                let page = self.relay_page(id, job, cursor);
+                self.send(session.0, Node::Coordinator, Wire::Page(Box::new(page)));
             }
             Effect::StartWorker { provision } => self.provision(provision),
             Effect::KillWorker { provision, .. } => self.kill_provision(provision),
@@ -278,19 +318,22 @@ impl World {
         }
     }
 
-    fn say_worker(&mut self, session: u64, message: ToWorker) {
-        if let ToWorker::Lease { leases, .. } = &message {
-            self.ledger
-                .leases_within_credit(session, leases.len() as u64);
-            self.outcome.retries += leases.iter().filter(|l| l.attempt.number > 1).count() as u64;
-            if !self.jumped {
-                let (now, sessions) = (self.schedule.now_ms(), &self.coordinator.sessions);
-                let workers = self.workers.values();
-                let workers = workers.filter(|worker| worker.is_well_known(now, sessions));
-                let held = workers.flat_map(|worker| worker.said_held.iter().copied());
-                Ledger::held_is_not_leased_again(held, leases);
-            }
+    /// The core has decided who gets what.
+    fn leases_are_right(&mut self, session: u64, leases: &[Lease]) {
+        let now = self.schedule.now_ms();
+        self.ledger.leases_within_credit(session, leases.len());
+        self.ledger.is_to_be_leased(leases);
+        self.outcome.retries += leases.iter().filter(|l| l.attempt.number > 1).count() as u64;
+        if now >= self.unsettled_until_ms {
+            let sessions = &self.coordinator.sessions;
+            let workers = self.workers.values();
+            let workers = workers.filter(|worker| worker.is_well_known(now, sessions));
+            let held = workers.flat_map(|worker| worker.said_held.iter());
+            self.ledger.held_is_not_leased_again(held, leases);
         }
+    }
+
+    fn say_worker(&mut self, session: u64, message: ToWorker) {
         if let (ToWorker::Revoke(attempts), Some(Node::Worker(worker))) =
             (&message, self.coordinator.sessions.get(&session))
             && let Some(node) = self.workers.get_mut(worker)
@@ -304,94 +347,6 @@ impl World {
             Node::Coordinator,
             Wire::ToWorker(Box::new(message)),
         );
-    }
-
-    fn relay_open(&mut self, job: JobId, known: u64, rollouts: u64) {
-        let segments = self.coordinator.relay.entry(job).or_default();
-        (segments.known, segments.rollouts) = (known, rollouts);
-        // What lies beyond belongs to extents that a crash took back.
-        let cut = |set: &RangeSet| -> RangeSet {
-            set.ranges()
-                .map(|(from, to)| (from, to.min(known)))
-                .filter(|(from, to)| from < to)
-                .collect()
-        };
-        (segments.accepted, segments.failed) = (cut(&segments.accepted), cut(&segments.failed));
-        let (accepted, failed) = (segments.accepted.clone(), segments.failed.clone());
-        self.ledger.taken_back(job, known);
-        // New jobs need no answer; one that comes all the same does no harm.
-        self.coordinate(Input::RelayRestored {
-            job,
-            accepted,
-            failed,
-        });
-    }
-
-    /// A worker's results for the relay.
-    fn relay_takes(&mut self, session: u64, first_seq: u64, records: &[Arrival]) {
-        let epoch = self.coordinator.life;
-        let mut fresh = Vec::new();
-        for record in records {
-            let RolloutId { job, index } = record.rollout();
-            let Some(segments) = self.coordinator.relay.get_mut(&job) else {
-                continue;
-            };
-            let of = record.attempt.epoch.0;
-            assert!(
-                of != epoch || index < segments.rollouts,
-                "a lease of rollout {index} before the relay knew that there are as many"
-            );
-            let valid = of == epoch || (of + 1 == epoch && index < segments.known);
-            let settled = segments.accepted.contains(index) || segments.failed.contains(index);
-            let twice = self.plant == Some(Plant::KeepDuplicates);
-            if valid && (twice || (!settled && segments.staged.insert(index))) {
-                fresh.push(record.rollout());
-            }
-        }
-        let now = self.schedule.now_ms();
-        let sync_ms = (now + self.rng.between(1, 10)).max(self.coordinator.relay_sync_ms);
-        self.coordinator.relay_sync_ms = sync_ms;
-        let upto = first_seq + records.len() as u64 - 1;
-        let life = self.coordinator.life;
-        self.schedule.at(
-            sync_ms,
-            Event::RelaySynced {
-                life,
-                session,
-                upto,
-                rollouts: fresh,
-            },
-        );
-    }
-
-    pub(crate) fn relay_synced(
-        &mut self,
-        life: u64,
-        session: u64,
-        upto: u64,
-        rollouts: Vec<RolloutId>,
-    ) {
-        if self.coordinator.life != life || self.coordinator.core.is_none() {
-            return;
-        }
-        for rollout in &rollouts {
-            let Some(segments) = self.coordinator.relay.get_mut(&rollout.job) else {
-                continue;
-            };
-            segments.staged.remove(&rollout.index);
-            segments.accepted.insert(rollout.index);
-            self.ledger.closed_once(*rollout);
-            self.outcome.settled += 1;
-        }
-        self.send(
-            session,
-            Node::Coordinator,
-            Wire::ToWorker(Box::new(ToWorker::Delivered { upto })),
-        );
-        let lost = self.plant == Some(Plant::LoseReceipts) && self.rng.chance(20);
-        if !lost && !rollouts.is_empty() {
-            self.coordinate(Input::RelaySettled { entries: rollouts });
-        }
     }
 
     pub(crate) fn coordinator_opened(&mut self, session: u64, peer: Node) {
@@ -421,32 +376,45 @@ impl World {
     }
 
     pub(crate) fn coordinator_hears(&mut self, session: u64, message: Wire) {
-        if !self.coordinator.sessions.contains_key(&session) {
+        let Some(peer) = self.coordinator.sessions.get(&session).copied() else {
             return;
-        }
+        };
         let id = SessionId(session);
         match message {
             Wire::FromWorker(mut message) => {
-                if let FromWorker::Register { .. } = message
-                    && let Some(Node::Worker(worker)) = self.coordinator.sessions.get(&session)
-                    && let Some(node) = self.workers.get_mut(worker)
+                let names_held = matches!(
+                    *message,
+                    FromWorker::Register { .. } | FromWorker::Heartbeat { .. }
+                );
+                if let (true, Node::Worker(worker)) = (names_held, peer)
+                    && let Some(node) = self.workers.get_mut(&worker)
                 {
                     node.heard(session, self.schedule.now_ms());
                 }
-                self.plant_in(&mut message);
+                self.plant_in(session, &mut message);
+                let message = *message;
                 self.coordinate(Input::Worker {
                     session: id,
                     message,
                 });
             }
-            Wire::FromLearner(message) => self.coordinate(Input::Learner {
-                session: id,
-                message: *message,
-            }),
+            Wire::FromLearner(message) => {
+                self.ledger.learner_said(&message);
+                let reconciles = matches!(*message, FromLearner::Reconcile { .. });
+                if !(reconciles && self.plant == Some(Plant::IgnoreReconcile)) {
+                    let message = *message;
+                    self.coordinate(Input::Learner {
+                        session: id,
+                        message,
+                    });
+                }
+            }
             Wire::Request(request) => {
+                let mut request = *request;
+                self.plant_in_request(&mut request.body);
                 self.coordinate(Input::Client {
                     session: id,
-                    request: *request,
+                    request,
                     monitor: false,
                 });
             }
@@ -455,11 +423,23 @@ impl World {
         }
     }
 
-    fn plant_in(&self, message: &mut FromWorker) {
+    fn plant_in(&mut self, session: u64, message: &mut FromWorker) {
         match (self.plant, message) {
-            (Some(Plant::IgnoreCredit), FromWorker::Ready { credit_total }) => *credit_total += 2,
+            (Some(Plant::AddUpCredit), FromWorker::Ready { credit_total }) => {
+                let sum = self.coordinator.credit.entry(session).or_default();
+                *sum += *credit_total;
+                *credit_total = *sum;
+            }
             (Some(Plant::ForgetHeld), FromWorker::Register { held, .. }) => held.clear(),
             _ => {}
+        }
+    }
+
+    fn plant_in_request(&self, body: &mut volley_protocol::client::RequestBody) {
+        if let (Some(Plant::EndlessRetries), volley_protocol::client::RequestBody::Submit(spec)) =
+            (self.plant, body)
+        {
+            spec.retry.losses = 1_000;
         }
     }
 
@@ -468,6 +448,7 @@ impl World {
             return;
         };
         self.outcome.sessions_lost += 1;
+        self.coordinator.relay.session_gone(session);
         let id = SessionId(session);
         match peer {
             Node::Worker(worker) => {
@@ -479,34 +460,6 @@ impl World {
             }
             Node::Learner => self.coordinate(Input::LearnerDown { session: id }),
             Node::Client | Node::Coordinator => self.coordinate(Input::ClientDown { session: id }),
-        }
-    }
-
-    /// Every job has ended, or is a queue with nothing left in it.
-    pub(crate) fn jobs_are_done(&self) -> bool {
-        let Some(core) = &self.coordinator.core else {
-            return false;
-        };
-        core.snapshot(Millis(0)).jobs.iter().all(|job| {
-            let empty = job.accepted + job.failed == job.rollouts;
-            job.state != JobState::Open || (job.kind == JobKind::Queue && empty)
-        })
-    }
-
-    /// The coordinator's ledger is what the relay decided.
-    pub(crate) fn ledgers_agree(&self) {
-        let Some(core) = &self.coordinator.core else {
-            return;
-        };
-        for record in core.compacted() {
-            let Record::Closed { job, accepted, .. } = record else {
-                continue;
-            };
-            let Some(segments) = self.coordinator.relay.get(&job) else {
-                continue;
-            };
-            let accepted: RangeSet = accepted.into_iter().collect();
-            assert_eq!(accepted, segments.accepted, "ledgers_agree: job {job}");
         }
     }
 }

@@ -4,19 +4,22 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use volley_learner_core::{
-    Arrival, Batch, Config, Effect, Input, Learner, Millis, Restored, Schedule, SessionId,
+    Arrival, Config, Effect, Input, Learner, Millis, Restored, Schedule, SessionId,
 };
 use volley_protocol::adapter::AdapterEntry;
 use volley_protocol::delivery::FromSink;
 use volley_protocol::job::JobKind;
-use volley_protocol::run::{RunInfo, RunState, StepReport};
+use volley_protocol::run::{RunInfo, RunState};
 use volley_protocol::{
-    AdapterVersion, Digest, EnvSpec, GroupIndex, JobId, JobSpec, PolicyRef, RangeSet, RetryPolicy,
-    RolloutId, RunId, SamplingSpec, SinkRef, Split,
+    AdapterVersion, Digest, EnvSpec, JobId, JobSpec, PolicyRef, RangeSet, RetryPolicy, RolloutId,
+    RunId, SamplingSpec, SinkRef, Split,
 };
 use volley_testkit::Rng;
 
-use crate::world::{Event, Node, REDIAL_MS, Wire, World};
+use crate::events::{Event, Node, Wire};
+use crate::plants::Plant;
+use crate::topology::Topology;
+use crate::world::{REDIAL_MS, World};
 
 /// Where the learner listens.
 pub(crate) const SINK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7_001);
@@ -27,21 +30,23 @@ pub(crate) const TRAIN: JobId = JobId(0x7472_6169_6E00);
 
 /// One write to the intake.
 #[derive(Clone, Debug, Default)]
-struct Write {
-    arrivals: Vec<Arrival>,
-    failed: Vec<RolloutId>,
+pub(crate) struct Write {
+    pub(crate) arrivals: Vec<Arrival>,
+    pub(crate) failed: Vec<RolloutId>,
 }
 
 /// What survives a crash.
 #[derive(Debug, Default)]
-struct Disk {
-    versions: Vec<AdapterEntry>,
-    closed: RangeSet,
-    failed: RangeSet,
-    writes: BTreeMap<u64, Write>,
-    first: u64,
-    next: u64,
-    steps: u64,
+pub(crate) struct Disk {
+    pub(crate) versions: Vec<AdapterEntry>,
+    pub(crate) closed: RangeSet,
+    pub(crate) failed: RangeSet,
+    pub(crate) writes: BTreeMap<u64, Write>,
+    pub(crate) first: u64,
+    pub(crate) next: u64,
+    pub(crate) steps: u64,
+    /// Groups of the newest step record.
+    pub(crate) last_closed: Vec<u64>,
 }
 
 /// The process and its disk.
@@ -50,21 +55,25 @@ pub(crate) struct LearnerNode {
     pub(crate) core: Option<Learner>,
     pub(crate) life: u64,
     pub(crate) clock_ahead_ms: u64,
-    config: Config,
+    pub(crate) config: Config,
     started_ms: u64,
     coordinator: Option<u64>,
     dialled_ms: Option<u64>,
     sessions: BTreeMap<u64, Node>,
-    disk: Disk,
+    pub(crate) disk: Disk,
+    /// Its disk takes nothing until then.
+    pub(crate) disk_full_until_ms: u64,
     staged: BTreeMap<u64, Write>,
     sync_ms: u64,
+    /// The step that is made, in this life: when its record is on the disk.
+    pub(crate) recording: Option<u64>,
 }
 
 impl LearnerNode {
-    pub(crate) fn new(rng: &mut Rng) -> Self {
-        let groups_per_step = rng.between(1, 4);
+    pub(crate) fn new(rng: &mut Rng, topology: &Topology) -> Self {
+        let groups_per_step = rng.between(1, topology.work(4).min(24));
         let group_size = rng.between(1, 4) as u32;
-        let steps = rng.between(3, 12);
+        let steps = rng.between(4, 20);
         let staleness = rng.below(3);
         let spare = if staleness > 0 {
             groups_per_step * 3
@@ -100,7 +109,7 @@ impl LearnerNode {
             sink_addr: SINK,
         };
         let first = AdapterEntry {
-            version: version(0, 0),
+            version: version(0, 0, &[]),
             parent: Digest::default(),
             bytes: 1,
         };
@@ -119,9 +128,30 @@ impl LearnerNode {
                 next: 1,
                 ..Disk::default()
             },
+            disk_full_until_ms: 0,
             staged: BTreeMap::new(),
             sync_ms: 0,
+            recording: None,
         }
+    }
+
+    /// Does a crash leave this rollout settled?
+    pub(crate) fn has_on_disk(&self, index: u64) -> bool {
+        let size = u64::from(self.config.job.group_size);
+        let written = |write: &Write| {
+            let arrived = write.arrivals.iter().map(Arrival::rollout);
+            arrived
+                .chain(write.failed.iter().copied())
+                .any(|rollout| rollout.index == index)
+        };
+        self.disk.closed.contains(index / size)
+            || self.disk.failed.contains(index)
+            || self.disk.writes.values().rev().any(written)
+    }
+
+    /// Rises with everything that goes on.
+    pub(crate) const fn progress(&self) -> u64 {
+        self.disk.steps + self.disk.next
     }
 
     pub(crate) fn steps(&self) -> u64 {
@@ -134,21 +164,27 @@ impl LearnerNode {
             .is_some_and(|core| core.state() == RunState::Finished)
     }
 
-    fn restored(&self) -> Restored {
+    fn restored(&self, plant: Option<Plant>) -> Restored {
         let size = u64::from(self.config.job.group_size);
         let mut failed = self.disk.failed.clone();
+        let mut closed = self.disk.closed.clone();
+        let is_sync = self.config.schedule == Schedule::Sync;
+        if plant == Some(Plant::ForgetClosedGroups) && !is_sync {
+            let last = &self.disk.last_closed;
+            let rest = closed.iter().filter(|group| !last.contains(group));
+            closed = rest.map(|group| (group, group + 1)).collect();
+        }
         let mut pending = Vec::new();
         for write in self.disk.writes.values() {
             for rollout in &write.failed {
                 failed.insert(rollout.index);
             }
-            let open =
-                |arrival: &&Arrival| !self.disk.closed.contains(arrival.rollout().index / size);
+            let open = |arrival: &&Arrival| !closed.contains(arrival.rollout().index / size);
             pending.extend(write.arrivals.iter().filter(open).cloned());
         }
         Restored {
             versions: self.disk.versions.clone(),
-            closed: self.disk.closed.clone(),
+            closed,
             failed,
             pending,
             intake_first: self.disk.first,
@@ -186,12 +222,17 @@ pub(crate) fn environment(name: &str) -> EnvSpec {
     }
 }
 
-fn version(lineage: u32, step: u64) -> AdapterVersion {
+/// The version that training on these rollouts gives.
+pub(crate) fn version(lineage: u32, step: u64, members: &[RolloutId]) -> AdapterVersion {
+    let mut bytes = step.to_le_bytes().to_vec();
+    for rollout in members {
+        bytes.extend_from_slice(&rollout.index.to_le_bytes());
+    }
     AdapterVersion {
         run: RUN,
         lineage,
         step,
-        digest: Digest::of(&[b"adapter".as_slice(), &step.to_le_bytes()].concat()),
+        digest: Digest::of(&bytes),
     }
 }
 
@@ -203,8 +244,28 @@ impl World {
             return;
         }
         node.life += 1;
-        node.started_ms = now;
-        let core = Learner::new(node.config.clone(), node.restored());
+        (node.started_ms, node.clock_ahead_ms) = (now, 0);
+        let mut config = node.config.clone();
+        if let (Some(Plant::TakeStale), Schedule::Async { max_staleness }) =
+            (self.plant, &mut config.schedule)
+        {
+            *max_staleness += 2;
+        }
+        let restored = node.restored(self.plant);
+        let head = restored.versions.last().map(|entry| entry.version);
+        self.ledger
+            .published_is_durable(&head.expect("the first version is never deleted alone"));
+        let size = u64::from(config.job.group_size);
+        for arrival in &restored.pending {
+            let due = config.job.first_instance + arrival.rollout().index / size;
+            assert_eq!(
+                arrival.reward,
+                due as f64,
+                "results_are_of_their_instance: {:?} in the intake",
+                arrival.rollout()
+            );
+        }
+        let core = Learner::new(config, restored);
         node.core =
             Some(core.unwrap_or_else(|fault| panic!("the learner does not start: {fault}")));
         let life = node.life;
@@ -218,14 +279,31 @@ impl World {
             return;
         }
         self.outcome.learner_crashes += 1;
-        self.net
-            .crash::<Wire, Event>(&mut self.schedule, &mut self.rng, Node::Learner);
+        self.is_gone(Node::Learner);
+        self.intake_is_torn();
         let node = &mut self.learner;
         node.sessions.clear();
-        node.staged.clear();
-        (node.coordinator, node.dialled_ms) = (None, None);
+        (node.coordinator, node.dialled_ms, node.recording) = (None, None, None);
         let pause_ms = self.rng.between(100, 20_000);
         self.schedule.after(pause_ms, Event::Restart(Node::Learner));
+    }
+
+    /// Of what was not synced a first part may be on the disk; the write behind it is torn.
+    fn intake_is_torn(&mut self) {
+        let staged = std::mem::take(&mut self.learner.staged);
+        self.outcome.torn_tails += u64::from(!staged.is_empty());
+        let whole = self.rng.below(staged.len() as u64 + 1) as usize;
+        let disk = &mut self.learner.disk;
+        for (place, (number, mut write)) in staged.into_iter().enumerate() {
+            if place > whole || (place == whole && self.plant != Some(Plant::AcceptTorn)) {
+                break;
+            }
+            if let (true, Some(last)) = (place == whole, write.arrivals.last_mut()) {
+                last.reward += 0.5;
+            }
+            disk.writes.insert(number, write);
+            disk.next = number + 1;
+        }
     }
 
     pub(crate) fn tick_learner(&mut self, life: u64) -> bool {
@@ -243,7 +321,7 @@ impl World {
         true
     }
 
-    fn learn(&mut self, input: Input, records: &[Result<Arrival, String>]) {
+    pub(crate) fn learn(&mut self, input: Input, records: &[Result<Arrival, String>]) {
         let node = &mut self.learner;
         let now = self.schedule.now_ms() - node.started_ms + node.clock_ahead_ms;
         let Some(core) = &mut node.core else {
@@ -277,11 +355,18 @@ impl World {
                     .staged
                     .insert(number, Write { arrivals, failed });
                 let now = self.schedule.now_ms();
-                let sync_ms = (now + self.rng.between(1, 15)).max(self.learner.sync_ms);
+                let sync_ms = (now + self.sync_ms()).max(self.learner.sync_ms);
                 self.learner.sync_ms = sync_ms;
                 let life = self.learner.life;
-                self.schedule
-                    .at(sync_ms, Event::IntakeSynced { life, number });
+                let event = if self.disk_fails(Node::Learner) {
+                    Event::IntakeFailed(life)
+                } else {
+                    Event::IntakeSynced { life, number }
+                };
+                self.schedule.at(sync_ms, event);
+                if self.plant == Some(Plant::IntakeEarly) {
+                    self.learn(Input::Synced { upto: number }, &[]);
+                }
             }
             Effect::Discard(_) | Effect::Checkpoint { .. } => {}
             Effect::TrimIntake { below } => {
@@ -297,85 +382,16 @@ impl World {
                 );
             }
             Effect::Step(batch) => self.step_begins(batch),
-            Effect::DeleteAdapters(digests) => self.adapters_go(&digests),
+            Effect::DeleteAdapters(mut digests) => {
+                if self.plant == Some(Plant::DeletePinned) {
+                    let versions = &self.learner.disk.versions;
+                    let older = versions.iter().rev().skip(1);
+                    digests = older.map(|entry| entry.version.digest).collect();
+                }
+                self.adapters_go(&digests);
+            }
             Effect::Exit(_) => {}
         }
-    }
-
-    fn step_begins(&mut self, batch: Batch) {
-        let max_staleness = match self.learner.config.schedule {
-            Schedule::Sync => 0,
-            Schedule::Async { max_staleness } => max_staleness,
-        };
-        self.ledger
-            .steps_are_fresh_and_whole(&self.learner.config.job, &batch, max_staleness);
-        let lasts_ms = self.rng.between(20, 4_000);
-        let life = self.learner.life;
-        self.schedule
-            .after(lasts_ms, Event::StepEnds { life, batch });
-    }
-
-    pub(crate) fn step_ends(&mut self, life: u64, batch: Batch) {
-        if self.learner.life != life || self.learner.core.is_none() {
-            return;
-        }
-        self.ledger.trained_at_most_once(&batch);
-        let entry = AdapterEntry {
-            version: version(batch.parent.lineage, batch.step),
-            parent: batch.parent.digest,
-            bytes: 1,
-        };
-        let disk = &mut self.learner.disk;
-        disk.versions.push(entry);
-        disk.steps += 1;
-        let trained = batch.groups.iter().map(|group| group.index);
-        for group in trained.chain(batch.dropped.iter().copied()) {
-            disk.closed.insert(group.0);
-        }
-        for rollout in &batch.failed {
-            disk.failed.insert(rollout.index);
-        }
-        let report = Box::new(StepReport {
-            step: batch.step,
-            digest: entry.version.digest,
-            rollouts: batch
-                .groups
-                .iter()
-                .map(|group| group.members.len() as u64)
-                .sum(),
-            groups: batch.groups.len() as u64,
-            ..StepReport::default()
-        });
-        self.learn(Input::StepDone { report, entry }, &[]);
-    }
-
-    fn adapters_go(&mut self, digests: &[Digest]) {
-        let size = u64::from(self.learner.config.job.group_size);
-        let mut settled = self.learner.disk.failed.clone();
-        for write in self.learner.disk.writes.values() {
-            let arrived = write.arrivals.iter().map(Arrival::rollout);
-            for rollout in arrived.chain(write.failed.iter().copied()) {
-                settled.insert(rollout.index);
-            }
-        }
-        let closed = &self.learner.disk.closed;
-        let is_open = |job: JobId, group: GroupIndex| {
-            let members = group.0 * size..(group.0 + 1) * size;
-            job == TRAIN
-                && !self.learner.is_done()
-                && !closed.contains(group.0)
-                && members.into_iter().any(|index| !settled.contains(index))
-        };
-        for entry in &self.learner.disk.versions {
-            if digests.contains(&entry.version.digest) {
-                self.ledger
-                    .nothing_needed_is_deleted(&entry.version, is_open);
-            }
-        }
-        self.learner
-            .disk
-            .versions
-            .retain(|entry| !digests.contains(&entry.version.digest));
     }
 
     pub(crate) fn intake_synced(&mut self, life: u64, number: u64) {
@@ -433,7 +449,7 @@ impl World {
             Wire::ToLearner(message) => self.learn(
                 Input::Coordinator {
                     session: id,
-                    message,
+                    message: *message,
                 },
                 &[],
             ),
@@ -447,9 +463,10 @@ impl World {
                 self.learn(input, &records);
             }
             Wire::Fetch(version) => {
+                let version = *version;
                 let mut versions = self.learner.disk.versions.iter();
                 let answer = if versions.any(|entry| entry.version.digest == version.digest) {
-                    Wire::Adapter(version)
+                    Wire::Adapter(Box::new(version))
                 } else {
                     Wire::FromSink(FromSink::AdapterMissing {
                         digest: version.digest,

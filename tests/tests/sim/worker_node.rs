@@ -4,12 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use volley_learner_core::Arrival;
 use volley_protocol::delivery::FromSink;
-use volley_protocol::worker::{FromWorker, Lease, LeasePolicy};
+use volley_protocol::worker::{FromWorker, Lease, LeasePolicy, ToWorker};
 use volley_protocol::{AttemptId, Digest, Epoch, ErrorCode, Fault, JobSpec};
 use volley_worker::core::{Config, Effect, Input, Millis, SessionId, Worker};
 
+use crate::events::{Event, Node, Wire};
 use crate::learner_node::SINK;
-use crate::world::{Event, Node, REDIAL_MS, Wire, World};
+use crate::world::{REDIAL_MS, World};
+
+/// A lease is renewed by word from its worker; it lasts ten seconds.
+const WELL_KNOWN_MS: u64 = 6_000;
 
 /// One process.
 #[derive(Debug)]
@@ -20,8 +24,10 @@ pub(crate) struct WorkerNode {
     /// What it last told the coordinator that it holds, less what it was told to drop.
     pub(crate) said_held: BTreeSet<AttemptId>,
     coordinator: Option<u64>,
-    /// When the coordinator heard its `Register` in the present session.
+    /// When the coordinator heard last, in the present session, what it holds.
     heard_ms: Option<u64>,
+    /// How many times slower than others its episodes are.
+    slowness: u64,
     /// Life of the coordinator that started it: only that one watches the process.
     parent: u64,
     clock_ahead_ms: u64,
@@ -38,10 +44,11 @@ impl WorkerNode {
         let open = self
             .coordinator
             .is_some_and(|session| sessions.contains_key(&session));
-        open && self.heard_ms.is_some_and(|at| at < now_ms)
+        let recently = |at: u64| at < now_ms && now_ms < at + WELL_KNOWN_MS;
+        open && self.heard_ms.is_some_and(recently)
     }
 
-    /// Its `Register` arrived.
+    /// Its `Register` or `Heartbeat` arrived.
     pub(crate) fn heard(&mut self, session: u64, now_ms: u64) {
         if self.coordinator == Some(session) {
             self.heard_ms = Some(now_ms);
@@ -80,7 +87,10 @@ impl World {
         let mut config = Config::new(slots, "sim-1", Digest::default());
         config.provision = provision;
         config.prefetch = self.rng.between(0, u64::from(slots)) as u32;
+        let slow = self.rng.chance(self.topology.slow_of_thousand);
+        let slowness = if slow { self.rng.between(4, 20) } else { 1 };
         let node = WorkerNode {
+            slowness,
             core: Worker::new(config),
             provision,
             started_ms: self.schedule.now_ms(),
@@ -111,8 +121,7 @@ impl World {
         };
         self.note(&[22, id], &format_args!("worker {id} ends"));
         self.outcome.worker_deaths += 1;
-        self.net
-            .crash::<Wire, Event>(&mut self.schedule, &mut self.rng, Node::Worker(id));
+        self.is_gone(Node::Worker(id));
         let seen_ms = self.rng.between(1, 30);
         let (provision, life) = (node.provision, node.parent);
         self.schedule
@@ -187,7 +196,7 @@ impl World {
             Effect::FetchAdapter {
                 version, session, ..
             } => {
-                self.send(session.0, Node::Worker(id), Wire::Fetch(version));
+                self.send(session.0, Node::Worker(id), Wire::Fetch(Box::new(version)));
             }
             Effect::DropAdapters(_) => {}
             Effect::DialSink { addr } => {
@@ -232,6 +241,11 @@ impl World {
                     node.results.remove(attempt);
                     node.forget_held(attempt);
                 }
+                if self.delivering {
+                    for attempt in &attempts {
+                        self.delivered_is_kept(attempt);
+                    }
+                }
             }
             Effect::Exit { .. } => self.end_worker(id),
         }
@@ -252,13 +266,15 @@ impl World {
             FromWorker::Ready { credit_total } => self.ledger.allow(session, *credit_total),
             _ => {}
         }
-        self.send(session, Node::Worker(id), Wire::FromWorker(message));
+        let message = Wire::FromWorker(Box::new(message));
+        self.send(session, Node::Worker(id), message);
     }
 
     fn episode_starts(&mut self, id: u64, lease: Lease, spec: &JobSpec) {
         self.ledger.groups_keep_their_version(spec, &lease);
         let attempt = lease.attempt;
-        let lasts_ms = self.rng.between(5, 3_000);
+        let slowness = self.workers.get(&id).map_or(1, |node| node.slowness);
+        let lasts_ms = self.rng.between(5, 3_000) * slowness;
         let fault = self.fate(attempt, spec);
         let version = match lease.policy {
             LeasePolicy::Base => None,
@@ -268,7 +284,8 @@ impl World {
             attempt,
             version,
             numerics: "sim-1".into(),
-            reward: (lease.seed % 7) as f64,
+            // What the sinks keep is compared with what was to be played.
+            reward: lease.instance as f64,
         };
         if let Some(node) = self.workers.get_mut(&id) {
             node.running.insert(attempt, fault);
@@ -292,8 +309,8 @@ impl World {
         }
         match self.rng.below(1_000) {
             0..=29 => fault(ErrorCode::EnvFailed),
-            30..=33 => fault(ErrorCode::EnvUnknown),
-            34 => fault(ErrorCode::WorkerLost),
+            30..=44 => fault(ErrorCode::EnvUnknown),
+            45 => fault(ErrorCode::WorkerLost),
             _ => None,
         }
     }
@@ -315,7 +332,12 @@ impl World {
                 };
                 self.work(worker, done);
             }
-            Some(fault) if fault.code == ErrorCode::WorkerLost => self.end_worker(worker),
+            Some(fault) if fault.code == ErrorCode::WorkerLost => {
+                if attempt.epoch.0 == self.coordinator.life {
+                    self.ledger.died_of(attempt.rollout);
+                }
+                self.end_worker(worker);
+            }
             Some(fault) => {
                 node.results.remove(&attempt);
                 let retryable = fault.code != ErrorCode::EnvUnknown;
@@ -390,9 +412,11 @@ impl World {
         let session = SessionId(session);
         match message {
             Wire::ToWorker(message) => {
+                self.delivering = matches!(*message, ToWorker::Delivered { .. });
                 self.work(id, Input::Coordinator { session, message });
             }
             Wire::FromSink(message) => {
+                self.delivering = matches!(message, FromSink::Delivered { .. });
                 if let FromSink::AdapterMissing { .. } = message {
                     self.note(
                         &[24, id],
@@ -408,8 +432,9 @@ impl World {
                     },
                 );
             }
-            Wire::Adapter(version) => self.work(id, Input::AdapterReady { version }),
+            Wire::Adapter(version) => self.work(id, Input::AdapterReady { version: *version }),
             other => panic!("a worker heard {other:?}"),
         }
+        self.delivering = false;
     }
 }

@@ -1,164 +1,39 @@
 //! The cluster: nodes, network, time.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
-use volley_learner_core::Batch;
-use volley_protocol::client::{ClientReply, ClientRequest};
-use volley_protocol::delivery::FromSink;
-use volley_protocol::learner::{FromLearner, ToLearner};
-use volley_protocol::worker::{FromWorker, ToWorker};
-use volley_protocol::{AdapterVersion, AttemptId, RolloutId};
-use volley_testkit::{Net, NetConfig, NetEvent, Rng, Schedule, Trace};
+use volley_testkit::{Lane, Net, NetEvent, Rng, Schedule, Trace};
 
 use crate::client_node::ClientNode;
 use crate::coordinator_node::CoordinatorNode;
+use crate::events::{Event, Node, Wire, event_number};
 use crate::learner_node::LearnerNode;
 use crate::ledger::Ledger;
+use crate::outcome::Outcome;
+use crate::plants::Plant;
+use crate::topology::Topology;
 use crate::worker_node::WorkerNode;
 
-/// A process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Node {
-    Coordinator,
-    Learner,
-    Client,
-    /// By peer id.
-    Worker(u64),
-}
-
-/// What travels.
-#[derive(Clone, Debug)]
-pub(crate) enum Wire {
-    FromWorker(FromWorker),
-    ToWorker(Box<ToWorker>),
-    FromLearner(Box<FromLearner>),
-    ToLearner(ToLearner),
-    Request(Box<ClientRequest>),
-    Reply(Box<ClientReply>),
-    FromSink(FromSink),
-    Fetch(AdapterVersion),
-    Adapter(AdapterVersion),
-    /// Trajectories, on the bulk lane.
-    Results {
-        first_seq: u64,
-        records: Vec<volley_learner_core::Arrival>,
-    },
-}
-
-/// What can happen.
-#[derive(Debug)]
-pub(crate) enum Event {
-    Net(NetEvent<Node, Wire>),
-    /// Time is looked at, by that life of a node.
-    Tick(Node, u64),
-    /// The coordinator's group commit is on the disk.
-    Committed(u64),
-    /// The relay has synced results of a worker's session up to a sequence number.
-    RelaySynced {
-        life: u64,
-        session: u64,
-        upto: u64,
-        rollouts: Vec<RolloutId>,
-    },
-    /// A worker process was asked for.
-    WorkerStarts {
-        provision: u64,
-        life: u64,
-    },
-    /// pidfd says so, to that life of the coordinator.
-    WorkerExited {
-        provision: u64,
-        life: u64,
-    },
-    EpisodeEnds {
-        worker: u64,
-        attempt: AttemptId,
-    },
-    IntakeSynced {
-        life: u64,
-        number: u64,
-    },
-    StepEnds {
-        life: u64,
-        batch: Batch,
-    },
-    Restart(Node),
-    /// In the middle of a commit.
-    CrashCoordinator(u64),
-    /// Something goes wrong.
-    Chaos,
-}
-
-impl From<NetEvent<Node, Wire>> for Event {
-    fn from(event: NetEvent<Node, Wire>) -> Self {
-        Self::Net(event)
-    }
-}
-
-/// A defect that is planted, to prove that it would be found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Plant {
-    /// The coordinator believes in two leases more than a worker allows.
-    IgnoreCredit,
-    /// The versions of groups are not recorded.
-    ForgetPins,
-    /// Answers leave before the commit.
-    AcknowledgeEarly,
-    /// The relay keeps every result of a rollout.
-    KeepDuplicates,
-    /// Workers that come back do not say what they hold.
-    ForgetHeld,
-    /// The relay's word does not reach the core.
-    LoseReceipts,
-}
-
-/// What a run amounted to.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Outcome {
-    /// Of its trace; not added up.
-    pub(crate) hash: u64,
-    pub(crate) events: u64,
-    pub(crate) simulated_ms: u64,
-    pub(crate) settled: u64,
-    pub(crate) steps: u64,
-    pub(crate) retries: u64,
-    pub(crate) coordinator_crashes: u64,
-    pub(crate) learner_crashes: u64,
-    pub(crate) worker_deaths: u64,
-    pub(crate) sessions_lost: u64,
-    pub(crate) clock_jumps: u64,
-}
-
-impl Outcome {
-    pub(crate) fn add(&mut self, other: &Self) {
-        self.events += other.events;
-        self.simulated_ms += other.simulated_ms;
-        self.settled += other.settled;
-        self.steps += other.steps;
-        self.retries += other.retries;
-        self.coordinator_crashes += other.coordinator_crashes;
-        self.learner_crashes += other.learner_crashes;
-        self.worker_deaths += other.worker_deaths;
-        self.sessions_lost += other.sessions_lost;
-        self.clock_jumps += other.clock_jumps;
-    }
-}
-
-/// Length of a run.
+/// Length of a run, if its work is done by then.
 const RUN_MS: u64 = 3_600_000;
-/// Afterwards everything must end within this time.
-const PATIENCE_MS: u64 = 2_400_000;
+/// Slow workers may need longer.
+const RUN_MS_MAX: u64 = 4 * RUN_MS;
+/// When nothing goes wrong any more, something is finished within this time: the longest episode
+/// takes one minute, and a worker that is alone gives up after another.
+const STUCK_MS: u64 = 240_000;
+/// Longest sync of a disk that is well.
+pub(crate) const SYNC_MS: u64 = 15;
 /// Nodes that have not opened a session dial again after this long.
 pub(crate) const REDIAL_MS: u64 = 7_000;
-/// Between two looks at the time, busy and idle.
-const TICK_MS: u64 = 200;
+/// Between two looks at the time when all is done.
 const IDLE_TICK_MS: u64 = 2_000;
 /// Full scans happen every so many events.
 const SCAN_EVENTS: u64 = 1_000;
 
 pub(crate) struct World {
+    pub(crate) topology: Topology,
     pub(crate) schedule: Schedule<Event>,
     pub(crate) rng: Rng,
     pub(crate) net: Net<Node>,
@@ -171,43 +46,56 @@ pub(crate) struct World {
     pub(crate) workers: BTreeMap<u64, WorkerNode>,
     pub(crate) next_peer: u64,
     pub(crate) chaos_until_ms: u64,
+    /// Processes that stand still: which stall, and what waits for their going on.
+    pub(crate) stalled: BTreeMap<Node, (u64, VecDeque<Event>)>,
     pub(crate) outcome: Outcome,
-    /// Clocks have jumped: leases may have ended before their time.
-    pub(crate) jumped: bool,
+    /// A clock has jumped or a process stood still: until then leases may have ended before
+    /// their time.
+    pub(crate) unsettled_until_ms: u64,
+    /// What a worker frees now was delivered.
+    pub(crate) delivering: bool,
     done_at_ms: Option<u64>,
+    /// What has been finished, and since when it is no more.
+    progress: (u64, u64),
 }
 
 impl World {
     pub(crate) fn new(seed: u64, plant: Option<Plant>, trace: Rc<RefCell<Trace>>) -> Self {
         let mut rng = Rng::new(seed);
+        let topology = Topology::draw(&mut rng);
         let chaos_until_ms = rng.between(120_000, 900_000);
         let mut world = Self {
             schedule: Schedule::default(),
-            net: Net::new(NetConfig::default()),
+            net: Net::new(topology.net()),
             ledger: Ledger::default(),
             trace,
             plant,
-            coordinator: CoordinatorNode::new(&mut rng),
-            learner: LearnerNode::new(&mut rng),
-            client: ClientNode::new(&mut rng, chaos_until_ms),
+            coordinator: CoordinatorNode::new(&mut rng, &topology),
+            learner: LearnerNode::new(&mut rng, &topology),
+            client: ClientNode::new(&mut rng, &topology, chaos_until_ms),
             workers: BTreeMap::new(),
             next_peer: 100,
             chaos_until_ms,
+            stalled: BTreeMap::new(),
             outcome: Outcome::default(),
-            jumped: false,
+            unsettled_until_ms: 0,
+            delivering: false,
             done_at_ms: None,
+            progress: (0, chaos_until_ms),
+            topology,
             rng,
         };
         world.start_coordinator();
         world.start_learner();
-        world.schedule.at(1, Event::Tick(Node::Client, 0));
+        world.start_client();
         world.schedule.at(5_000, Event::Chaos);
         world
     }
 
     pub(crate) fn run(mut self) -> Outcome {
         while let Some(event) = self.schedule.pop() {
-            if self.schedule.now_ms() >= RUN_MS {
+            let now = self.schedule.now_ms();
+            if now >= RUN_MS && (self.done_at_ms.is_some() || now >= RUN_MS_MAX) {
                 break;
             }
             self.handle(event);
@@ -218,11 +106,18 @@ impl World {
             }
         }
         self.scan();
+        self.watch_the_end();
         self.everything_ends();
         self.finish()
     }
 
-    fn handle(&mut self, event: Event) {
+    pub(crate) fn handle(&mut self, event: Event) {
+        if let Some(node) = event.node()
+            && let Some((_, waiting)) = self.stalled.get_mut(&node)
+        {
+            waiting.push_back(event);
+            return;
+        }
         match event {
             Event::Net(event) => {
                 if self.net.happens(&mut self.schedule, &mut self.rng, &event) {
@@ -231,18 +126,13 @@ impl World {
             }
             Event::Tick(node, life) => self.tick(node, life),
             Event::Committed(life) => self.committed(life),
-            Event::RelaySynced {
-                life,
-                session,
-                upto,
-                rollouts,
-            } => {
-                self.relay_synced(life, session, upto, rollouts);
-            }
+            Event::CommitFailed(life) => self.commit_failed(life),
+            Event::RelaySynced { life, write } => self.relay_synced(life, write),
             Event::WorkerStarts { provision, life } => self.worker_starts(provision, life),
             Event::WorkerExited { provision, life } => self.worker_exit_seen(provision, life),
             Event::EpisodeEnds { worker, attempt } => self.episode_ends(worker, attempt),
             Event::IntakeSynced { life, number } => self.intake_synced(life, number),
+            Event::IntakeFailed(life) => self.intake_failed(life),
             Event::StepEnds { life, batch } => self.step_ends(life, batch),
             Event::CrashCoordinator(life) => {
                 if self.coordinator.life == life {
@@ -251,7 +141,10 @@ impl World {
             }
             Event::Restart(Node::Coordinator) => self.start_coordinator(),
             Event::Restart(Node::Learner) => self.start_learner(),
-            Event::Restart(_) => {}
+            Event::Restart(Node::Client) => self.start_client(),
+            Event::Restart(Node::Worker(_)) => {}
+            Event::Resume(node, number) => self.resume(node, number),
+            Event::Silent(node, number) => self.silent(node, number),
             Event::Chaos => self.chaos(),
         }
     }
@@ -272,7 +165,7 @@ impl World {
             } => match at {
                 Node::Coordinator => self.coordinator_hears(session, message),
                 Node::Learner => self.learner_hears(session, message),
-                Node::Client => self.client_hears(session, message),
+                Node::Client => self.client_hears(message),
                 Node::Worker(worker) => self.worker_hears(worker, session, message),
             },
             NetEvent::Closed { session, at } => match at {
@@ -289,14 +182,14 @@ impl World {
         let alive = match node {
             Node::Coordinator => self.tick_coordinator(life),
             Node::Learner => self.tick_learner(life),
-            Node::Client => self.tick_client(),
+            Node::Client => self.tick_client(life),
             Node::Worker(worker) => self.tick_worker(worker),
         };
         if alive {
             let pause_ms = if self.is_idle() {
                 IDLE_TICK_MS
             } else {
-                TICK_MS
+                self.topology.tick_ms
             };
             self.schedule.after(pause_ms, Event::Tick(node, life));
         }
@@ -307,6 +200,16 @@ impl World {
         self.done_at_ms.is_some() && self.workers.is_empty()
     }
 
+    /// Is there a process?
+    pub(crate) fn is_up(&self, node: Node) -> bool {
+        match node {
+            Node::Coordinator => self.coordinator.core.is_some(),
+            Node::Learner => self.learner.core.is_some(),
+            Node::Client => self.client.is_up(),
+            Node::Worker(worker) => self.workers.contains_key(&worker),
+        }
+    }
+
     pub(crate) fn note(&self, numbers: &[u64], line: &dyn std::fmt::Display) {
         self.trace
             .borrow_mut()
@@ -314,7 +217,10 @@ impl World {
     }
 
     pub(crate) fn send(&mut self, session: u64, from: Node, message: Wire) {
-        let lane = usize::from(matches!(message, Wire::Results { .. } | Wire::Adapter(_)));
+        let lane = match message {
+            Wire::Results { .. } | Wire::Adapter(_) => Lane::Bulk,
+            _ => Lane::Control,
+        };
         self.net.send(
             &mut self.schedule,
             &mut self.rng,
@@ -335,29 +241,18 @@ impl World {
             .close::<Wire, Event>(&mut self.schedule, &mut self.rng, session, by);
     }
 
-    /// Every node looks at everything it knows.
-    fn scan(&mut self) {
-        if let Some(core) = &self.coordinator.core {
-            core.check_invariants()
-                .unwrap_or_else(|violation| panic!("{violation}"));
-        }
-        if let Some(core) = &self.learner.core {
-            core.check_invariants();
-        }
-        for worker in self.workers.values() {
-            worker.core.check_invariants();
-        }
-    }
-
     fn watch_the_end(&mut self) {
         let now = self.schedule.now_ms();
         if self.done_at_ms.is_none() && now > self.chaos_until_ms {
+            let learner = self.learner.progress();
+            let finished = self.outcome.settled + self.outcome.read + learner;
+            if finished != self.progress.0 {
+                self.progress = (finished, now);
+            }
             if self.is_done() {
                 self.done_at_ms = Some(now);
                 self.ledgers_agree();
-            }
-            let waited = now - self.chaos_until_ms;
-            if waited > PATIENCE_MS {
+            } else if now > self.progress.1 + STUCK_MS {
                 self.everything_ends();
             }
         }
@@ -377,42 +272,16 @@ impl World {
         self.client.is_done() && self.learner.is_done() && self.jobs_are_done()
     }
 
-    /// Liveness: once nothing goes wrong any more, everything comes to its end.
-    fn everything_ends(&self) {
-        let what = (
-            self.client.is_done(),
-            self.learner.is_done(),
-            self.jobs_are_done(),
-        );
-        let jobs = self.coordinator.core.as_ref().map(|core| {
-            let snapshot = core.snapshot(volley_coordinator_core::Millis(0));
-            (snapshot.jobs, snapshot.workers, snapshot.problems)
-        });
-        assert!(
-            self.done_at_ms.is_some(),
-            "everything_ends: client, learner, jobs {what:?}; {jobs:#?}"
-        );
+    /// Has everything been seen to be done?
+    pub(crate) const fn is_over(&self) -> bool {
+        self.done_at_ms.is_some()
     }
 
     fn finish(mut self) -> Outcome {
         self.outcome.hash = self.trace.borrow().hash();
-        self.outcome.simulated_ms = RUN_MS;
+        self.outcome.text_hash = self.trace.borrow().text_hash();
+        self.outcome.simulated_ms = self.schedule.now_ms();
         self.outcome.steps = self.learner.steps();
         self.outcome
-    }
-}
-
-fn event_number(event: &NetEvent<Node, Wire>) -> u64 {
-    let node = |node: Node| match node {
-        Node::Coordinator => 1,
-        Node::Learner => 2,
-        Node::Client => 3,
-        Node::Worker(id) => id,
-    };
-    match event {
-        NetEvent::Opened { session, at, .. } => session * 8 + node(*at) * 4096,
-        NetEvent::Arrives { session, at, .. } => session * 8 + 1 + node(*at) * 4096,
-        NetEvent::Closed { session, at } => session * 8 + 2 + node(*at) * 4096,
-        NetEvent::Idle { .. } => 3,
     }
 }
