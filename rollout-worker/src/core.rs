@@ -91,7 +91,7 @@ impl Worker {
             return;
         }
         self.take_in(now, input, effects);
-        self.start_episodes(effects);
+        self.start_episodes(now, effects);
         self.adapters
             .fetch(|source| self.sinks.session(source), effects);
         self.sinks.pump(now, &self.config, effects);
@@ -232,6 +232,7 @@ impl Worker {
                 load: self.load(),
             }));
         }
+        self.end_overdue(now, effects);
         let (slots, adapters) = (&self.slots, &self.adapters);
         let wanted = |addr| {
             let sink = SinkAddr::Learner(addr);

@@ -32,7 +32,10 @@ impl Coordinator {
             return;
         }
         match &ending {
-            Ending::Lost => open.losses += 1,
+            Ending::Lost { fault } => {
+                open.losses += 1;
+                job.last_failure = Some((fault.code, summary(&fault.message)));
+            }
             Ending::Returned { .. } => open.returns += 1,
             Ending::Failed { fault, .. } => {
                 open.failures += 1;

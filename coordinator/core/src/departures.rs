@@ -65,8 +65,12 @@ impl Coordinator {
         } else {
             self.notice(format!("{} was lost with {count} rollouts", worker.name));
         }
+        let fault = Fault::new(ErrorCode::WorkerLost, format!("{} was lost", worker.name));
         for attempt in worker.leases.into_keys() {
-            self.attempt_ended(attempt, Ending::Lost, out);
+            let ending = Ending::Lost {
+                fault: fault.clone(),
+            };
+            self.attempt_ended(attempt, ending, out);
         }
         debug_assert!(self.roster.get(id).is_none());
     }

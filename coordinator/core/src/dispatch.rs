@@ -159,16 +159,17 @@ impl Coordinator {
             open.attempts = number;
         }
         job.retries += u64::from(number > 1);
+        let (instance, seed) = (job.extents.instance_of(index), job.spec.seed_of(index));
+        let times = self.times_of(id);
         let lease = Lease {
             attempt,
-            instance: job.extents.instance_of(index),
-            seed: job.spec.seed_of(index),
+            instance,
+            seed,
             policy,
             sink,
-            lease_ms: self.config.lease_ms,
+            lease_ms: self.lease_ms(times.heartbeat_ms),
             payload: Blob::default(),
         };
-        let times = self.times_of(id);
         let worker = self.roster.get_mut(worker)?;
         let before = worker.leases.insert(attempt, times);
         assert!(before.is_none(), "an attempt is leased once");

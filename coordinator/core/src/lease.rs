@@ -8,6 +8,7 @@ use volley_protocol::{AttemptId, ErrorCode, Fault, JobId, PolicyRef, RolloutId, 
 
 use crate::coordinator::Coordinator;
 use crate::effect::Effect;
+use crate::input::Millis;
 use crate::place::{Blocked, Place};
 use crate::queue::Job;
 use crate::retry::Ending;
@@ -15,29 +16,45 @@ use crate::roster::LeaseTimes;
 
 impl Coordinator {
     pub(crate) fn times_of(&self, job: JobId) -> LeaseTimes {
-        let start_to_close = self
-            .jobs
-            .get(job)
-            .map_or(0, |job| job.spec.retry.start_to_close_ms);
+        let policy = self.jobs.get(job).map(|job| &job.spec.retry);
+        let heartbeat_ms = policy.map_or(0, |policy| policy.heartbeat_ms);
+        let close_by = match policy.map_or(0, |policy| policy.start_to_close_ms) {
+            0 => Millis(u64::MAX),
+            // The worker keeps the limit itself, from the start in a slot; this is for one that
+            // does not.
+            limit_ms => self
+                .now
+                .after(limit_ms.saturating_add(self.config.lease_ms)),
+        };
         LeaseTimes {
             since: self.now,
-            until: self.now.after(self.config.lease_ms),
-            // The worker keeps the limit itself; this is for one that does not.
-            close_by: self
-                .now
-                .after(start_to_close.saturating_add(self.config.lease_ms)),
+            until: self.now.after(self.lease_ms(heartbeat_ms)),
+            heartbeat_ms,
+            close_by,
+        }
+    }
+
+    /// How long a lease lasts without being renewed.
+    pub(crate) const fn lease_ms(&self, heartbeat_ms: u64) -> u64 {
+        match heartbeat_ms {
+            0 => self.config.lease_ms,
+            asked_ms => asked_ms,
         }
     }
 
     /// A worker says what it holds: its leases are renewed, lost ones taken back where nobody else
     /// has the rollout by now, the rest is revoked.
     pub(crate) fn renew(&mut self, id: WorkerId, held: &[AttemptId], out: &mut Vec<Effect>) {
-        let until = self.now.after(self.config.lease_ms);
+        let (now, lease_ms) = (self.now, self.config.lease_ms);
         let mut unwanted = Vec::new();
         for attempt in held {
             let worker = self.roster.get_mut(id);
             if let Some(times) = worker.and_then(|worker| worker.leases.get_mut(attempt)) {
-                times.until = until;
+                let lasts_ms = match times.heartbeat_ms {
+                    0 => lease_ms,
+                    asked_ms => asked_ms,
+                };
+                times.until = now.after(lasts_ms);
             } else if !self.take_back(id, *attempt) {
                 unwanted.push(*attempt);
             }
@@ -76,31 +93,40 @@ impl Coordinator {
         let now = self.now;
         let (mut expired, mut late) = (Vec::new(), Vec::new());
         for (id, worker) in self.roster.iter() {
-            if worker.lost_at.is_some() {
-                continue; // Its grace decides.
-            }
+            let in_grace = worker.lost_at.is_some();
             for (attempt, times) in &worker.leases {
+                if in_grace && times.heartbeat_ms == 0 {
+                    continue; // The worker's grace decides, unless the job asks for less.
+                }
                 if times.until <= now {
-                    expired.push((*id, *attempt));
-                } else if times.close_by <= now && !self.waits_for_sink(attempt.rollout.job) {
+                    let fault = not_renewed(&worker.name, times, self.config.lease_ms);
+                    expired.push((*id, *attempt, fault));
+                } else if !in_grace
+                    && times.close_by <= now
+                    && !self.waits_for_sink(attempt.rollout.job)
+                {
                     late.push((*id, *attempt));
                 }
             }
         }
-        for (worker, attempt) in expired {
+        for (worker, attempt, fault) in expired {
             self.drop_lease(worker, attempt);
-            self.attempt_ended(attempt, Ending::Lost, out);
+            self.attempt_ended(attempt, Ending::Lost { fault }, out);
         }
+        self.end_late(late, out);
+    }
+
+    /// Ends attempts that took longer than `start_to_close`.
+    fn end_late(&mut self, late: Vec<(WorkerId, AttemptId)>, out: &mut Vec<Effect>) {
         let mut revoked: BTreeMap<WorkerId, Vec<AttemptId>> = BTreeMap::new();
         for (worker, attempt) in late {
             self.drop_lease(worker, attempt);
             revoked.entry(worker).or_default().push(attempt);
-            let fault = Fault::new(
-                ErrorCode::AttemptTimeout,
-                "it took longer than start_to_close",
-            );
+            let job = self.jobs.get(attempt.rollout.job);
+            let limit_ms = job.map_or(0, |job| job.spec.retry.start_to_close_ms);
+            let why = format!("it took longer than start_to_close, {limit_ms} ms");
             let ending = Ending::Failed {
-                fault,
+                fault: Fault::new(ErrorCode::AttemptTimeout, why),
                 retryable: true,
             };
             self.attempt_ended(attempt, ending, out);
@@ -122,6 +148,15 @@ impl Coordinator {
         let worker = self.roster.get_mut(id)?;
         worker.leases.remove(&attempt)
     }
+}
+
+/// Why a lease that was not renewed is over.
+fn not_renewed(worker: &str, times: &LeaseTimes, lease_ms: u64) -> Fault {
+    let (code, ms) = match times.heartbeat_ms {
+        0 => (ErrorCode::WorkerLost, lease_ms),
+        asked_ms => (ErrorCode::HeartbeatTimeout, asked_ms),
+    };
+    Fault::new(code, format!("{worker} did not renew it for {ms} ms"))
 }
 
 /// May an attempt that a worker holds become its lease again?

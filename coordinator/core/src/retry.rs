@@ -13,7 +13,7 @@ use crate::config::RETURNS_MAX;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Ending {
     /// Its worker was lost, or stopped renewing it.
-    Lost,
+    Lost { fault: Fault },
     /// It failed.
     Failed { fault: Fault, retryable: bool },
     /// It was given back.
@@ -59,10 +59,14 @@ pub(crate) fn next(
 ) -> Next {
     debug_assert!(tally.losses + tally.failures + tally.returns > 0);
     match ending {
+        Ending::Lost { fault } if tally.losses > policy.losses => {
+            Next::GiveUp(poison(tally.losses, fault))
+        }
         // A healthy rollout whose worker was killed should not wait: only repetition is suspicious.
-        Ending::Lost if tally.losses > policy.losses => Next::GiveUp(poison(tally.losses)),
-        Ending::Lost => again(policy, attempt, tally.losses - 1),
-        Ending::Failed { fault, retryable } if !retryable => Next::GiveUp(fault.clone()),
+        Ending::Lost { .. } => again(policy, attempt, tally.losses - 1),
+        Ending::Failed { fault, retryable } if !policy.tries_again(fault.code, *retryable) => {
+            Next::GiveUp(fault.clone())
+        }
         Ending::Failed { fault, .. } if tally.failures > policy.retries => {
             Next::GiveUp(exhausted(tally.failures, fault))
         }
@@ -96,10 +100,13 @@ fn again(policy: &RetryPolicy, attempt: AttemptId, nth: u32) -> Next {
     }
 }
 
-fn poison(losses: u32) -> Fault {
+fn poison(losses: u32, last: &Fault) -> Fault {
     Fault::new(
         ErrorCode::PoisonRollout,
-        format!("{losses} workers were lost while they ran it"),
+        format!(
+            "{losses} workers were lost while they ran it, the last with {}: {}",
+            last.code, last.message
+        ),
     )
     .with_hint("look for a crash or memory use of its environment on this instance")
 }
@@ -142,12 +149,16 @@ mod tests {
             losses,
             ..Tally::default()
         };
-        let first = next(&policy, attempt(0, 1), tally(1), &Ending::Lost);
+        let lost = Ending::Lost {
+            fault: fault(ErrorCode::HeartbeatTimeout),
+        };
+        let first = next(&policy, attempt(0, 1), tally(1), &lost);
         assert_eq!(first, Next::Again { wait_ms: 0 });
-        let Next::GiveUp(last) = next(&policy, attempt(0, 4), tally(4), &Ending::Lost) else {
+        let Next::GiveUp(last) = next(&policy, attempt(0, 4), tally(4), &lost) else {
             panic!("the fourth loss of three allowed ones");
         };
         assert_eq!(last.code, ErrorCode::PoisonRollout);
+        assert!(last.message.contains("HEARTBEAT_TIMEOUT"));
     }
 
     #[test]
@@ -169,6 +180,47 @@ mod tests {
             panic!("not retryable");
         };
         assert_eq!(last.code, ErrorCode::EnvUnknown);
+    }
+
+    #[test]
+    fn the_policy_chooses_by_code_and_losses_are_not_its_business() {
+        let once = Tally {
+            failures: 1,
+            ..Tally::default()
+        };
+        let ends = |policy: &RetryPolicy, code, retryable| {
+            let ending = Ending::of_fault(fault(code), retryable);
+            matches!(next(policy, attempt(0, 1), once, &ending), Next::GiveUp(_))
+        };
+        let never = RetryPolicy {
+            never: [ErrorCode::EnvFailed].into(),
+            ..RetryPolicy::default()
+        };
+        assert!(ends(&never, ErrorCode::EnvFailed, true));
+        assert!(!ends(&never, ErrorCode::EnvPanic, true));
+        let only = RetryPolicy {
+            on: [ErrorCode::ContextExceeded].into(),
+            ..RetryPolicy::default()
+        };
+        assert!(ends(&only, ErrorCode::EnvFailed, true));
+        assert!(!ends(&only, ErrorCode::ContextExceeded, false));
+        let lost = Ending::Lost {
+            fault: fault(ErrorCode::WorkerLost),
+        };
+        let tally = Tally {
+            losses: 1,
+            ..Tally::default()
+        };
+        let after = next(&only, attempt(0, 1), tally, &lost);
+        assert_eq!(after, Next::Again { wait_ms: 0 });
+    }
+
+    #[test]
+    fn attempts_that_fail_together_do_not_come_back_together() {
+        let policy = RetryPolicy::default();
+        let waits = (0..64).map(|index| backoff_ms(&policy, attempt(index, 1), 3));
+        let different: std::collections::BTreeSet<u64> = waits.collect();
+        assert!(different.len() > 32, "{different:?}");
     }
 
     #[test]

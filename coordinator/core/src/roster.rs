@@ -16,6 +16,8 @@ pub(crate) struct LeaseTimes {
     pub(crate) since: Millis,
     /// Ends, unless renewed.
     pub(crate) until: Millis,
+    /// What its job asks for instead of the coordinator's own bound; 0: nothing.
+    pub(crate) heartbeat_ms: u64,
     /// The attempt has taken too long by then, renewed or not.
     pub(crate) close_by: Millis,
 }

@@ -254,6 +254,42 @@ fn heartbeats_renew_and_silence_ends() {
 }
 
 #[test]
+fn a_job_may_ask_for_a_heartbeat_of_its_own() {
+    let mut bench = Bench::new();
+    let mut spec = map(1, 1);
+    (spec.retry.heartbeat_ms, spec.retry.losses) = (3_000, 1);
+    bench.submit(spec);
+    bench.worker(7, 2, Vec::new(), 0);
+    let lease = bench.ready(7, 5)[0].clone();
+    assert_eq!(lease.lease_ms, 3_000);
+    for _ in 0..5 {
+        bench.pass(1_000);
+        bench.heartbeat(7, vec![lease.attempt]);
+    }
+    let session = bench.session(7);
+    let again = leases_in(&bench.pass(3_000), session);
+    assert_eq!(again.len(), 1, "lost with nobody's renewal, leased anew");
+    let last = bench.snapshot().jobs[0].last_failure.clone();
+    let (code, why) = last.expect("it is told");
+    assert_eq!(code, ErrorCode::HeartbeatTimeout);
+    assert!(
+        why.contains("worker-7 did not renew it for 3000 ms"),
+        "{why}"
+    );
+    // A lost session does not make the job wait for the worker's grace.
+    bench.say(Input::WorkerDown {
+        session,
+        process_dead: false,
+    });
+    bench.pass(3_000);
+    assert_eq!(bench.counts(JOB), (0, 0, 0, 1), "poison after two losses");
+    let last = bench.snapshot().jobs[0].last_failure.clone();
+    let (code, why) = last.expect("it is told");
+    assert_eq!(code, ErrorCode::PoisonRollout);
+    assert!(why.contains("HEARTBEAT_TIMEOUT"), "{why}");
+}
+
+#[test]
 fn an_attempt_may_not_take_for_ever() {
     let mut bench = Bench::new();
     let mut spec = map(1, 1);

@@ -11,12 +11,29 @@ use super::outbox::Item;
 use super::slots::Episode;
 
 impl Worker {
-    pub(super) fn start_episodes(&mut self, effects: &mut Vec<Effect>) {
+    pub(super) fn start_episodes(&mut self, now: Millis, effects: &mut Vec<Effect>) {
         let adapters = &self.adapters;
         let slots = self.config.slots;
-        while let Some((lease, spec)) = self.slots.start_next(slots, |d| adapters.is_live(d)) {
+        while let Some((lease, spec)) = self.slots.start_next(now, slots, |d| adapters.is_live(d)) {
             debug_assert!(self.slots.is_running(&lease.attempt));
             effects.push(Effect::StartEpisode { lease, spec });
+        }
+    }
+
+    /// Ends episodes that take longer than `start_to_close`; the time in the queue does not count.
+    pub(super) fn end_overdue(&mut self, now: Millis, effects: &mut Vec<Effect>) {
+        for attempt in self.slots.overdue(now) {
+            let Some(episode) = self.slots.end(&attempt) else {
+                continue;
+            };
+            // Before its adapter may go.
+            effects.push(Effect::CancelEpisode { attempt });
+            self.ended(&episode, effects);
+            let limit_ms = episode.spec.retry.start_to_close_ms;
+            let why = format!("it took longer than start_to_close, {limit_ms} ms");
+            let fault = Fault::new(ErrorCode::AttemptTimeout, why)
+                .with_hint("volley explain ATTEMPT_TIMEOUT tells what may take so long");
+            self.say_failed(attempt, fault, true, effects);
         }
     }
 

@@ -12,12 +12,16 @@ use std::sync::Arc;
 use volley_protocol::worker::{Lease, LeasePolicy, SinkAddr};
 use volley_protocol::{AttemptId, Digest, JobSpec};
 
+use super::input::Millis;
+
 /// One leased episode.
 #[derive(Debug)]
 pub(super) struct Episode {
     pub(super) lease: Lease,
     pub(super) spec: Arc<JobSpec>,
     pub(super) running: bool,
+    /// It takes too long when it still runs then; known once it runs.
+    close_by: Option<Millis>,
 }
 
 impl Episode {
@@ -67,6 +71,7 @@ impl Slots {
             lease,
             spec,
             running: false,
+            close_by: None,
         };
         let before = self.episodes.insert(attempt, episode);
         debug_assert!(before.is_none(), "a lease is held once");
@@ -77,6 +82,7 @@ impl Slots {
     /// adapter is still on its way does not hold up those behind it.
     pub(super) fn start_next(
         &mut self,
+        now: Millis,
         slots: u32,
         is_live: impl Fn(&Digest) -> bool,
     ) -> Option<(Lease, Arc<JobSpec>)> {
@@ -92,6 +98,10 @@ impl Slots {
         let episode = self.episodes.get_mut(&attempt)?;
         debug_assert!(!episode.running, "queued episodes do not run");
         episode.running = true;
+        episode.close_by = match episode.spec.retry.start_to_close_ms {
+            0 => None,
+            limit_ms => Some(now.plus(limit_ms)),
+        };
         self.running += 1;
         // Who plays it gets the payload; nobody needs it a second time.
         let payload = std::mem::take(&mut episode.lease.payload);
@@ -121,6 +131,13 @@ impl Slots {
         gone.iter()
             .filter_map(|attempt| self.end(attempt))
             .collect()
+    }
+
+    /// Episodes that have run for longer than their job allows.
+    pub(super) fn overdue(&self, now: Millis) -> Vec<AttemptId> {
+        let late = |episode: &Episode| episode.close_by.is_some_and(|at| at <= now);
+        let late = self.episodes.iter().filter(|(_, episode)| late(episode));
+        late.map(|(attempt, _)| *attempt).collect()
     }
 
     /// A learner answers at another address now: results will go there.

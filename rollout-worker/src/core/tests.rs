@@ -257,6 +257,37 @@ fn an_adapter_that_cannot_be_had_fails_its_attempts_retryably() {
 }
 
 #[test]
+fn an_episode_may_take_its_time_counted_from_its_start() {
+    let mut bench = Bench::connected(1);
+    let mut spec = spec();
+    spec.retry.start_to_close_ms = 5_000;
+    bench.say(1, ToWorker::Job(spec));
+    bench.lease(1, base(0..2));
+    let mut ended = Vec::new();
+    for at in (0..=10_000).step_by(100) {
+        bench.now = Millis(at);
+        bench.apply(Input::Tick);
+        for effect in bench.take() {
+            match effect {
+                Effect::CancelEpisode { attempt } => ended.push((at, attempt)),
+                Effect::Send(FromWorker::AttemptFailed {
+                    attempt,
+                    fault,
+                    retryable,
+                }) => {
+                    assert_eq!((ended.last(), retryable), (Some(&(at, attempt)), true));
+                    assert_eq!(fault.code, ErrorCode::AttemptTimeout);
+                    assert!(fault.message.contains("5000 ms"), "{fault}");
+                }
+                _ => {}
+            }
+        }
+    }
+    // The second one waited in the queue for five seconds, which are not its own.
+    assert_eq!(ended, [(5_000, attempt(0)), (10_000, attempt(1))]);
+}
+
+#[test]
 fn what_is_undelivered_goes_again_under_new_numbers() {
     let mut bench = Bench::connected(4);
     bench.lease(1, base(0..3));
