@@ -1,7 +1,7 @@
 //! What follows when an attempt ends without a result.
 
 use volley_protocol::learner::{ToLearner, Verdict};
-use volley_protocol::{AttemptId, Fault, RolloutId, SinkRef};
+use volley_protocol::{AttemptId, Fault, JobId, RolloutId, SinkRef};
 
 use crate::coordinator::Coordinator;
 use crate::effect::Effect;
@@ -51,39 +51,54 @@ impl Coordinator {
             returns: open.returns,
         };
         match retry::next(&job.spec.retry, attempt, tally, &ending) {
-            Next::Again { wait_ms: 0 } => job.move_to(index, Place::Ready),
+            Next::Again { wait_ms: 0 } => {
+                open.ready_at = self.now;
+                job.move_to(index, Place::Ready);
+            }
             Next::Again { wait_ms } => {
                 let until = self.now.after(wait_ms);
                 job.move_to(index, Place::Backoff { until });
                 self.jobs.wait(until, attempt.rollout);
             }
-            Next::GiveUp(fault) => self.give_up(attempt.rollout, fault, out),
+            Next::GiveUp(fault) => self.give_up(id, vec![(index, fault)], out),
         }
         self.refresh(id);
     }
 
-    /// No further attempt. The relay records it at once; a learner is told until it has settled it.
-    fn give_up(&mut self, rollout: RolloutId, fault: Fault, out: &mut Vec<Effect>) {
-        let Some(job) = self.jobs.get_mut(rollout.job) else {
-            return;
-        };
-        job.last_failure = Some((fault.code, summary(&fault.message)));
-        match job.spec.sink {
-            SinkRef::Relay => {
-                // Ended as a lease ends, so that settling finds nothing to revoke.
-                job.move_to(rollout.index, Place::Ready);
-                out.push(Effect::RelayFailed { rollout, fault });
-                self.settle(&[(rollout, Verdict::Failed)], out);
-            }
-            SinkRef::Learner(run) => {
-                job.move_to(rollout.index, Place::Failing(Box::new(fault.clone())));
-                self.say_learner(run, ToLearner::RolloutFailed { rollout, fault }, false, out);
+    /// No further attempts of these open rollouts, none of which is leased to a worker that was not
+    /// told. The relay records it at once; a learner is told until it has settled it.
+    pub(crate) fn give_up(
+        &mut self,
+        id: JobId,
+        rollouts: Vec<(u64, Fault)>,
+        out: &mut Vec<Effect>,
+    ) {
+        let mut settled = Vec::new();
+        for (index, fault) in rollouts {
+            self.bury(id, index, &fault, out);
+            let Some(job) = self.jobs.get_mut(id) else {
+                return;
+            };
+            job.last_failure = Some((fault.code, summary(&fault.message)));
+            let rollout = RolloutId { job: id, index };
+            match job.spec.sink {
+                SinkRef::Relay => {
+                    // Ended as a lease ends, so that settling finds nothing to revoke.
+                    job.move_to(index, Place::Ready);
+                    out.push(Effect::RelayFailed { rollout, fault });
+                    settled.push((rollout, Verdict::Failed));
+                }
+                SinkRef::Learner(run) => {
+                    job.move_to(index, Place::Failing(Box::new(fault.clone())));
+                    self.say_learner(run, ToLearner::RolloutFailed { rollout, fault }, false, out);
+                }
             }
         }
+        self.settle(&settled, out);
     }
 }
 
 /// A text short enough for a list.
-fn summary(text: &str) -> String {
+pub(crate) fn summary(text: &str) -> String {
     text.chars().take(SUMMARY_TEXT_MAX).collect()
 }

@@ -9,9 +9,8 @@ use volley_protocol::{ErrorCode, Fault, JobId, JobSpec, RunId, SinkRef};
 use crate::adapters::Versions;
 use crate::config::{POLLS_PER_SESSION_MAX, VERSIONS_PER_REPLY_MAX};
 use crate::coordinator::Coordinator;
-use crate::effect::{Effect, persist, reply};
+use crate::effect::{Effect, reply};
 use crate::input::SessionId;
-use crate::record::Record;
 use crate::runs::Poll;
 
 /// An answer, and whether it waits for the commit.
@@ -103,10 +102,16 @@ impl Coordinator {
                 };
                 self.poll(poll)
             }
-            RequestBody::DeadLetters(_) | RequestBody::JobRetry { .. } => {
-                let why = "this coordinator keeps no dead letters";
-                Err(Fault::new(ErrorCode::InvalidRequest, why))
+            RequestBody::DeadLetters(job) => {
+                self.jobs.get(job).ok_or_else(|| no_job(job))?;
+                let letters = self.dead.of(job).cloned().collect();
+                read(ReplyBody::DeadLetters(letters))
             }
+            RequestBody::JobRetry {
+                job,
+                retry,
+                indices,
+            } => self.retry_dead(job, retry, &indices, out).map(Some),
             RequestBody::AdapterList(run) => {
                 let versions = self.registry.of(run).ok_or_else(|| no_run(run))?;
                 read(ReplyBody::Adapters {
@@ -122,6 +127,10 @@ impl Coordinator {
             let why =
                 "training jobs, and jobs whose sink is a learner, are the learner's to submit";
             return Err(Fault::new(ErrorCode::Forbidden, why));
+        }
+        if spec.kind == JobKind::Retry {
+            let why = "such jobs are made of dead letters: JobRetry";
+            return Err(Fault::new(ErrorCode::InvalidRequest, why));
         }
         let job = spec.job;
         let existed = self.accept_job(spec, out)?;
@@ -172,21 +181,7 @@ impl Coordinator {
                 format!("queue {id} has too many open extents"),
             );
         }
-        let start = job.extend(extent);
-        persist(
-            Record::Extended {
-                job: id,
-                start,
-                extent,
-            },
-            out,
-        );
-        // Queues are the relay's.
-        out.push(Effect::RelayGrew {
-            job: id,
-            rollouts: total,
-        });
-        self.refresh(id);
+        self.put_extent(id, extent, out);
         Ok((
             ReplyBody::Accepted {
                 job: id,

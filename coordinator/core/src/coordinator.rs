@@ -9,6 +9,7 @@ use volley_protocol::{Epoch, JobId, PolicyRef, RunId, SinkRef, WorkerId};
 use crate::adapters::Registry;
 use crate::autoscale::{Calm, Decision};
 use crate::config::{CoordinatorConfig, HOUSEKEEPING_MS};
+use crate::dead::DeadLetters;
 use crate::effect::{Effect, to_worker};
 use crate::input::{Input, Millis};
 use crate::jobs::Jobs;
@@ -32,6 +33,7 @@ pub struct Coordinator {
     pub(crate) roster: Roster,
     pub(crate) runs: Runs,
     pub(crate) registry: Registry,
+    pub(crate) dead: DeadLetters,
     pub(crate) stats: Stats,
     pub(crate) calm: Calm,
     pub(crate) decision: Decision,
@@ -60,6 +62,7 @@ impl Coordinator {
             roster: Roster::default(),
             runs: Runs::default(),
             registry: Registry::default(),
+            dead: DeadLetters::default(),
             stats: Stats::default(),
             calm: Calm::default(),
             decision: Decision::default(),
@@ -166,6 +169,7 @@ impl Coordinator {
         self.release_hold();
         self.settle_learners_in();
         self.expire_leases(out);
+        self.time_out(out);
         self.look_after_workers(out);
         self.answer_polls(out);
         while let Some(job) = self.jobs.expire(self.now) {

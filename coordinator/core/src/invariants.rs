@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use volley_protocol::job::JobState;
-use volley_protocol::limits::OPEN_JOBS_MAX;
+use volley_protocol::limits::{DEAD_LETTERS_MAX, DEAD_LETTERS_PER_JOB_MAX, OPEN_JOBS_MAX};
 use volley_protocol::{AdapterVersion, AttemptId, PolicyRef, RolloutId, WorkerId};
 
 use crate::config::{FINISHED_JOBS_MAX, POLLS_PER_SESSION_MAX, REPORTS_MAX};
@@ -180,6 +180,9 @@ fn sums_are_right(all: &Coordinator) -> Result<(), Violation> {
     ensure(sum == all.jobs.dispatchable(), name, || {
         format!("{sum} dispatchable, {} counted", all.jobs.dispatchable())
     })?;
+    ensure(all.dead.iter().count() == all.dead.total(), name, || {
+        "dead letters are counted wrongly".into()
+    })?;
     for (id, worker) in all.roster.iter() {
         let listed = all.roster.hungry().contains(id);
         ensure(listed == (worker.credit_left() > 0), name, || {
@@ -217,6 +220,12 @@ fn everything_has_a_bound(all: &Coordinator) -> Result<(), Violation> {
             POLLS_PER_SESSION_MAX,
         ),
         ("reports", reports.max().unwrap_or(0), REPORTS_MAX),
+        ("dead letters", all.dead.total(), DEAD_LETTERS_MAX),
+        (
+            "dead letters of a job",
+            all.dead.fullest(),
+            DEAD_LETTERS_PER_JOB_MAX,
+        ),
     ];
     for (what, got, max) in bounded {
         ensure(got <= max, "everything_has_a_bound", || {

@@ -248,9 +248,13 @@ impl Coordinator {
             return;
         }
         self.mark_reconciled(run, id);
-        let rose = self.jobs.get_mut(id).is_some_and(|job| job.admit(upto));
-        if rose {
+        let Some(job) = self.jobs.get_mut(id) else {
+            return;
+        };
+        let before = job.admitted();
+        if job.admit(upto) {
             persist(Record::Admitted { job: id, upto }, out);
+            self.schedule(id, before, out);
         }
         self.refresh(id);
     }

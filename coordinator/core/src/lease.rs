@@ -132,8 +132,13 @@ impl Coordinator {
             self.attempt_ended(attempt, ending, out);
         }
         for (worker, attempts) in revoked {
-            self.say_worker(worker, ToWorker::Revoke(attempts), out);
+            self.revoke(worker, attempts, out);
         }
+    }
+
+    /// Tells a worker that nobody wants these any more.
+    pub(crate) fn revoke(&self, worker: WorkerId, attempts: Vec<AttemptId>, out: &mut Vec<Effect>) {
+        self.say_worker(worker, ToWorker::Revoke(attempts), out);
     }
 
     /// A finished attempt may have to wait for its sink; that is not its fault.

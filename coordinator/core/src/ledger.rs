@@ -4,7 +4,7 @@ use volley_protocol::RangeSet;
 use volley_protocol::job::Extent;
 use volley_protocol::learner::Verdict;
 
-use crate::place::{Open, Settled};
+use crate::place::{Open, Place, Settled};
 use crate::queue::Job;
 use crate::ranges::{self, Ranges};
 
@@ -20,6 +20,9 @@ impl Job {
                 return Settled::Known;
             }
             self.failed = ranges::without(&self.failed, index);
+            if self.cancelled.contains(index) {
+                self.cancelled = ranges::without(&self.cancelled, index);
+            }
             self.accepted.insert(index);
             (self.failed_count, self.accepted_count) =
                 (self.failed_count - 1, self.accepted_count + 1);
@@ -77,11 +80,20 @@ impl Job {
     /// Closes everything that is open as failed; gives back what was under way.
     pub(crate) fn cancel(&mut self) -> Vec<(u64, Open)> {
         let under_way = std::mem::take(&mut self.open);
+        let mut dead = self.failed.clone();
+        for (index, open) in &under_way {
+            if matches!(open.place, Place::Failing(_)) {
+                dead.insert(*index);
+            }
+        }
         self.ready.clear();
         (self.leased, self.failing) = (0, 0);
         let everything = RangeSet::from_iter([(0, self.total())]);
         let rest = ranges::difference(&everything, &self.accepted, self.total());
         self.failed = rest.into_iter().collect();
+        self.cancelled = ranges::difference(&self.failed, &dead, self.total())
+            .into_iter()
+            .collect();
         self.cursor = self.total();
         self.recount();
         debug_assert!(self.is_exhausted());
@@ -93,6 +105,9 @@ impl Job {
         let named_accepted: RangeSet = accepted.iter().copied().collect();
         let named_failed: RangeSet = failed.iter().copied().collect();
         let cut = |set: &RangeSet, by: &RangeSet| ranges::difference(set, by, u64::MAX);
+        // Of a job that had ended when a last result came.
+        let cancelled = cut(&self.cancelled, &named_accepted);
+        self.cancelled = cancelled.into_iter().collect();
         let kept_failed = cut(&self.failed, &named_accepted);
         let kept_accepted = cut(&self.accepted, &named_failed);
         self.accepted = kept_accepted

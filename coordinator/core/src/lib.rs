@@ -8,6 +8,7 @@
 //! | `coordinator` | the whole: one event in, effects out |
 //! | `place`, `queue`, `ledger`, `extents`, `jobs` | where each rollout is; what is closed; all jobs and whose turn it is |
 //! | `dispatch`, `lease`, `attempts`, `retry` | who gets what, for how long; what follows when an attempt ends |
+//! | `timeouts`, `dead` | rollouts whose time is over; those that were given up, and trying them anew |
 //! | `roster`, `workers`, `departures` | who works; what workers say; how they leave |
 //! | `autoscale`, `scaling` | how many there should be (pure); carrying it out |
 //! | `adapters`, `versions`, `runs`, `learners` | versions and their pins; runs; what learners say |
@@ -24,6 +25,7 @@ mod autoscale_laws;
 mod clients;
 mod config;
 mod coordinator;
+mod dead;
 mod departures;
 mod dispatch;
 mod effect;
@@ -50,6 +52,7 @@ mod scaling;
 mod sinks;
 mod snapshot;
 mod stats;
+mod timeouts;
 mod versions;
 mod violation;
 mod workers;

@@ -17,7 +17,7 @@ use crate::place::Place;
 use crate::queue::Job;
 use crate::ranges;
 use crate::record::Record;
-use crate::sinks::cancelled;
+use crate::sinks::{cancelled, enough};
 
 impl Coordinator {
     /// Takes a job in; true when it was known already.
@@ -62,7 +62,8 @@ impl Coordinator {
         if let PolicyRef::Version(version) = spec.policy {
             self.registry.pin(version);
         }
-        let empty = spec.rollouts == 0 && spec.kind != JobKind::Queue;
+        let grows = matches!(spec.kind, JobKind::Queue | JobKind::Retry);
+        let empty = spec.rollouts == 0 && !grows;
         self.jobs.insert(Job::new(spec, self.now));
         if empty {
             self.end_job(id, JobState::Done, out);
@@ -107,7 +108,15 @@ impl Coordinator {
         job.state = state;
         let (sink, policy, name) = (job.spec.sink, job.spec.policy, job.spec.name.clone());
         let pins = std::mem::take(&mut job.pins);
-        persist(Record::JobClosed { job: id, state }, out);
+        let cancelled = ranges::list(&job.cancelled);
+        persist(
+            Record::JobClosed {
+                job: id,
+                state,
+                cancelled,
+            },
+            out,
+        );
         if sink == SinkRef::Relay {
             out.push(Effect::RelayComplete { job: id });
         }
@@ -152,24 +161,48 @@ impl Coordinator {
         if job.state != JobState::Open {
             return false;
         }
-        if let SinkRef::Learner(run) = job.spec.sink {
-            let admitted = volley_protocol::RangeSet::from_iter([(0, job.limit())]);
-            let open = ranges::difference(&admitted, &job.accepted, job.limit());
-            let open = open.into_iter().flat_map(|(start, end)| start..end);
-            for index in open.filter(|index| !job.failed.contains(*index)) {
-                let rollout = RolloutId { job: id, index };
-                let message = ToLearner::RolloutFailed {
-                    rollout,
-                    fault: cancelled(),
-                };
-                self.say_learner(run, message, true, out);
-            }
-            if job.spec.kind == JobKind::Train {
-                self.say_learner(run, ToLearner::Stop, true, out);
-            }
+        self.disappoint(job, &cancelled(), out);
+        if let SinkRef::Learner(run) = job.spec.sink
+            && job.spec.kind == JobKind::Train
+        {
+            self.say_learner(run, ToLearner::Stop, true, out);
         }
         self.close_open_rollouts(id, JobState::Cancelled, out);
         true
+    }
+
+    /// Tells a learner that nothing comes any more of what is open of its job.
+    fn disappoint(&self, job: &Job, fault: &Fault, out: &mut Vec<Effect>) {
+        let SinkRef::Learner(run) = job.spec.sink else {
+            return;
+        };
+        let admitted = volley_protocol::RangeSet::from_iter([(0, job.limit())]);
+        let open = ranges::difference(&admitted, &job.accepted, job.limit());
+        let open = open.into_iter().flat_map(|(start, end)| start..end);
+        for index in open.filter(|index| !job.failed.contains(*index)) {
+            let rollout = RolloutId {
+                job: job.spec.job,
+                index,
+            };
+            let fault = fault.clone();
+            let message = ToLearner::RolloutFailed { rollout, fault };
+            self.say_learner(run, message, true, out);
+        }
+    }
+
+    /// Ends a job that has what it wants: every rollout is closed, or enough are accepted.
+    pub(crate) fn end_if_done(&mut self, id: JobId, out: &mut Vec<Effect>) {
+        let Some(job) = self.jobs.get(id).filter(|job| job.state == JobState::Open) else {
+            return;
+        };
+        if let Some(take) = job.spec.take
+            && job.accepted_count() >= take.results
+        {
+            self.disappoint(job, &enough(take.results), out);
+            self.close_open_rollouts(id, JobState::Done, out);
+        } else if job.spec.kind != JobKind::Queue && job.is_exhausted() {
+            self.end_job(id, JobState::Done, out);
+        }
     }
 
     /// Ends a job whose open rollouts nobody wants any more.
@@ -199,7 +232,7 @@ impl Coordinator {
             }
         }
         for (worker, attempts) in revoked {
-            self.say_worker(worker, ToWorker::Revoke(attempts), out);
+            self.revoke(worker, attempts, out);
         }
         self.end_job(id, state, out);
     }
@@ -208,6 +241,7 @@ impl Coordinator {
     pub(crate) fn forget_job(&mut self, job: &Job, out: &mut Vec<Effect>) {
         debug_assert_ne!(job.state, JobState::Open);
         let id = job.spec.job;
+        self.dead.forget(id);
         persist(Record::JobForgotten { job: id }, out);
         if job.spec.sink == SinkRef::Relay {
             out.push(Effect::RelayExpire { job: id });

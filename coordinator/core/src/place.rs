@@ -34,6 +34,23 @@ pub(crate) struct Open {
     pub(crate) returns: u32,
     /// Attempts of this epoch up to this number ended for good and are never taken back.
     pub(crate) dead_upto: u32,
+    /// Since when it may be leased again, when it is [`Place::Ready`].
+    pub(crate) ready_at: Millis,
+}
+
+impl Open {
+    /// One that nothing has happened to yet.
+    pub(crate) const fn new(place: Place) -> Self {
+        Self {
+            place,
+            attempts: 0,
+            losses: 0,
+            failures: 0,
+            returns: 0,
+            dead_upto: 0,
+            ready_at: Millis(0),
+        }
+    }
 }
 
 /// What settling a rollout changed.

@@ -23,6 +23,7 @@ use volley_protocol::{
 use crate::extents::Extents;
 use crate::input::Millis;
 use crate::place::{Blocked, Open, Place};
+use crate::timeouts::{Waves, is_timed};
 
 /// One job and its rollouts.
 #[derive(Clone, Debug)]
@@ -43,6 +44,10 @@ pub(crate) struct Job {
     pub(crate) last_failure: Option<(ErrorCode, String)>,
     pub(crate) accepted: RangeSet,
     pub(crate) failed: RangeSet,
+    /// What nobody wanted any more when the job ended; part of `failed`.
+    pub(crate) cancelled: RangeSet,
+    /// When its rollouts were scheduled, if it has time-outs that count from then.
+    pub(crate) waves: Waves,
     pub(crate) open: BTreeMap<u64, Open>,
     pub(crate) ready: BTreeSet<u64>,
     admitted: u64,
@@ -71,6 +76,8 @@ impl Job {
             last_failure: None,
             accepted: RangeSet::new(),
             failed: RangeSet::new(),
+            cancelled: RangeSet::new(),
+            waves: Waves::default(),
             open: BTreeMap::new(),
             ready: BTreeSet::new(),
             admitted: 0,
@@ -81,6 +88,9 @@ impl Job {
             accepted_count: 0,
             failed_count: 0,
         };
+        if is_timed(&job.spec.retry) && job.limit() > 0 {
+            job.waves.add(0, at);
+        }
         job.recount();
         job
     }
@@ -194,16 +204,21 @@ impl Job {
             return;
         }
         self.leave_fresh(index);
-        let open = Open {
-            place,
-            attempts: 0,
-            losses: 0,
-            failures: 0,
-            returns: 0,
-            dead_upto: 0,
-        };
-        self.open.insert(index, open);
+        self.open.insert(index, Open::new(place));
         self.leased += 1;
+    }
+
+    /// A fresh rollout becomes an open one that waits; others stay as they are.
+    pub(crate) fn open_fresh(&mut self, index: u64, now: Millis) {
+        debug_assert!(!self.is_closed(index) && index < self.total());
+        if self.open.contains_key(&index) {
+            return;
+        }
+        self.leave_fresh(index);
+        let mut open = Open::new(Place::Ready);
+        open.ready_at = now;
+        self.open.insert(index, open);
+        self.ready.insert(index);
     }
 
     /// Moves an open rollout: the only place where transitions happen.
@@ -237,6 +252,9 @@ impl Job {
         let waits =
             self.open.get(&index).map(|open| &open.place) == Some(&Place::Backoff { until });
         if waits {
+            if let Some(open) = self.open.get_mut(&index) {
+                open.ready_at = until;
+            }
             self.move_to(index, Place::Ready);
         }
         waits
@@ -299,7 +317,7 @@ impl Job {
         }
     }
 
-    fn next_fresh(&self, from: u64) -> u64 {
+    pub(crate) fn next_fresh(&self, from: u64) -> u64 {
         let mut at = from;
         loop {
             let gap = self.failed.first_gap(self.accepted.first_gap(at));

@@ -7,6 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 use volley_protocol::adapter::AdapterEntry;
+use volley_protocol::dead::DeadLetter;
 use volley_protocol::job::{Extent, JobState};
 use volley_protocol::run::{RunInfo, RunState};
 use volley_protocol::{AdapterVersion, Epoch, GroupIndex, JobId, JobSpec, RunId};
@@ -73,6 +74,9 @@ pub enum Record {
         job: JobId,
         /// How.
         state: JobState,
+        /// What nobody wanted any more, of those that are recorded as failed.
+        #[serde(default)]
+        cancelled: Vec<(u64, u64)>,
     },
     /// A finished job's time is over.
     JobForgotten {
@@ -94,5 +98,21 @@ pub enum Record {
     AdapterForgotten {
         /// Which version.
         version: AdapterVersion,
+    },
+    /// A rollout was given up, or was tried anew after that. The latest word on a rollout counts.
+    DeadLetter {
+        /// Which job.
+        job: JobId,
+        /// What was the matter with it.
+        letter: Box<DeadLetter>,
+    },
+    /// Rollouts from `start` on were scheduled; of jobs whose time-outs count from then.
+    Scheduled {
+        /// Which job.
+        job: JobId,
+        /// First index.
+        start: u64,
+        /// When, on the shell's clock.
+        at: Millis,
     },
 }

@@ -1,8 +1,10 @@
 //! From records to state and back.
 
+use volley_protocol::dead::DeadLetter;
 use volley_protocol::job::JobState;
-use volley_protocol::{AdapterVersion, Epoch, GroupIndex, PolicyRef, SinkRef};
+use volley_protocol::{AdapterVersion, Epoch, GroupIndex, JobId, PolicyRef, SinkRef};
 
+use crate::attempts::summary;
 use crate::config::CoordinatorConfig;
 use crate::coordinator::Coordinator;
 use crate::effect::{Effect, persist};
@@ -63,18 +65,42 @@ impl Coordinator {
                 if let Some(job) = self.jobs.get_mut(job) {
                     job.replay_closed(&accepted, &failed);
                 }
+                self.dead.revive(job, &accepted);
             }
             Record::Reopened { job, ranges } => {
                 if let Some(job) = self.jobs.get_mut(job) {
                     job.replay_reopened(&ranges);
                 }
             }
-            Record::JobClosed { job, state } => {
+            Record::JobClosed {
+                job,
+                state,
+                cancelled,
+            } => {
                 if let Some(job) = self.jobs.get_mut(job) {
                     job.state = state;
+                    job.cancelled = cancelled.into_iter().collect();
                 }
             }
-            Record::JobForgotten { job } => self.jobs.forget(job),
+            Record::JobForgotten { job } => {
+                self.jobs.forget(job);
+                self.dead.forget(job);
+            }
+            record @ (Record::RunRegistered(_)
+            | Record::RunState { .. }
+            | Record::Published(_)
+            | Record::AdapterForgotten { .. }) => self.replay_run(record),
+            Record::DeadLetter { job, letter } => self.replay_dead(job, *letter),
+            Record::Scheduled { job, start, at } => {
+                if let Some(job) = self.jobs.get_mut(job) {
+                    job.waves.add(start, at);
+                }
+            }
+        }
+    }
+
+    fn replay_run(&mut self, record: Record) {
+        match record {
             Record::RunRegistered(info) => {
                 let run = self
                     .runs
@@ -96,17 +122,20 @@ impl Coordinator {
             Record::AdapterForgotten { version } => {
                 self.registry.forget_unchecked(version);
             }
+            other => debug_assert!(false, "{other:?} is not about a run"),
         }
     }
 
-    fn replay_pin(
-        &mut self,
-        job: volley_protocol::JobId,
-        group: GroupIndex,
-        version: AdapterVersion,
-    ) {
+    fn replay_pin(&mut self, job: JobId, group: GroupIndex, version: AdapterVersion) {
         if let Some(job) = self.jobs.get_mut(job) {
             job.pins.insert(group, version);
+        }
+    }
+
+    fn replay_dead(&mut self, id: JobId, letter: DeadLetter) {
+        if let Some(job) = self.jobs.get_mut(id) {
+            job.last_failure = Some((letter.fault.code, summary(&letter.fault.message)));
+            self.dead.keep(id, letter);
         }
     }
 
@@ -167,8 +196,7 @@ impl Coordinator {
         jobs.into_iter().for_each(|job| self.refresh(job));
         // A crash between the last settlement and the end of its job.
         let jobs: Vec<_> = self.jobs.iter().map(|(id, _)| *id).collect();
-        jobs.into_iter()
-            .for_each(|job| self.end_if_exhausted(job, out));
+        jobs.into_iter().for_each(|job| self.end_if_done(job, out));
     }
 
     /// The shortest list of records that rebuilds this state.
@@ -190,6 +218,10 @@ impl Coordinator {
         for (_, job) in self.jobs.iter() {
             compact_job(job, &mut records);
         }
+        records.extend(self.dead.iter().map(|(job, letter)| Record::DeadLetter {
+            job,
+            letter: Box::new(letter.clone()),
+        }));
         records
     }
 }
@@ -216,6 +248,8 @@ fn compact_job(job: &Job, records: &mut Vec<Record>) {
         group: *group,
         version: *version,
     }));
+    let waves = job.waves.iter();
+    records.extend(waves.map(|(start, at)| Record::Scheduled { job: id, start, at }));
     if job.closed_count() > 0 {
         records.push(Record::Closed {
             job: id,
@@ -227,6 +261,7 @@ fn compact_job(job: &Job, records: &mut Vec<Record>) {
         records.push(Record::JobClosed {
             job: id,
             state: job.state,
+            cancelled: ranges::list(&job.cancelled),
         });
     }
 }

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use volley_protocol::job::{JobKind, JobState};
+use volley_protocol::job::JobState;
 use volley_protocol::learner::{ToLearner, Verdict};
 use volley_protocol::worker::ToWorker;
 use volley_protocol::{
@@ -16,6 +16,7 @@ use volley_protocol::{
 use crate::coordinator::Coordinator;
 use crate::effect::{Effect, persist};
 use crate::place::{Open, Place, Settled};
+use crate::queue::Job;
 use crate::ranges::{self, Ranges};
 use crate::record::Record;
 
@@ -130,6 +131,7 @@ impl Coordinator {
         self.stats.settled.add(self.now, changed);
         let groups = accepted.iter().chain(&failed).copied().collect::<Vec<_>>();
         let (accepted, failed) = (ranges::melt(accepted), ranges::melt(failed));
+        self.dead.revive(id, &accepted);
         persist(
             Record::Closed {
                 job: id,
@@ -139,7 +141,7 @@ impl Coordinator {
             out,
         );
         self.unpin_closed(id, &groups, out);
-        self.end_if_exhausted(id, out);
+        self.end_if_done(id, out);
         self.refresh(id);
     }
 
@@ -185,15 +187,6 @@ impl Coordinator {
         }
     }
 
-    pub(crate) fn end_if_exhausted(&mut self, id: JobId, out: &mut Vec<Effect>) {
-        let ends = self.jobs.get(id).is_some_and(|job| {
-            job.state == JobState::Open && job.spec.kind != JobKind::Queue && job.is_exhausted()
-        });
-        if ends {
-            self.end_job(id, JobState::Done, out);
-        }
-    }
-
     /// Replaces the ledger of a job by what its sink says.
     pub(crate) fn reconcile(
         &mut self,
@@ -227,7 +220,7 @@ impl Coordinator {
             }
         }
         self.unpin_closed(id, &pinned, out);
-        self.end_if_exhausted(id, out);
+        self.end_if_done(id, out);
         self.refresh(id);
     }
 
@@ -301,17 +294,32 @@ impl Coordinator {
                 self.say_learner(run, message, false, out);
             }
         }
-        if job.state == JobState::Cancelled {
+        if let Some(fault) = why_unwanted(job) {
             let unsettled = ranges::difference(&job.failed, settled, job.limit());
             for index in unsettled.into_iter().flat_map(|(start, end)| start..end) {
                 let message = ToLearner::RolloutFailed {
                     rollout: rollout(index),
-                    fault: cancelled(),
+                    fault: fault.clone(),
                 };
                 self.say_learner(run, message, false, out);
             }
         }
     }
+}
+
+/// Why the rest of an ended job is not wanted, if its learner waits for it.
+fn why_unwanted(job: &Job) -> Option<Fault> {
+    match (job.state, job.spec.take) {
+        (JobState::Cancelled, _) => Some(cancelled()),
+        (JobState::Done, Some(take)) => Some(enough(take.results)),
+        (JobState::Done, None) | (JobState::Open, _) => None,
+    }
+}
+
+/// Why rollouts of a job that has enough results fail.
+pub(crate) fn enough(results: u64) -> Fault {
+    let why = format!("the job has its {results} results");
+    Fault::new(ErrorCode::JobCancelled, why)
 }
 
 /// Why rollouts of a cancelled job fail.

@@ -65,7 +65,7 @@ impl Coordinator {
             },
             problems: self.problems(now),
             notices: self.stats.notices.iter().cloned().collect(),
-            dead_letters: 0,
+            dead_letters: self.dead.total() as u64,
         }
     }
 
@@ -101,10 +101,10 @@ impl Coordinator {
             queued: job.queued(),
             leased: job.leased(),
             accepted: job.accepted_count(),
-            failed: job.failed_count() + job.failing(),
+            failed: job.failed_count() - job.cancelled.count() + job.failing(),
             retries: job.retries,
             last_failure: job.last_failure.clone(),
-            cancelled: 0,
+            cancelled: job.cancelled.count(),
             take: job.spec.take.map_or(0, |take| take.results),
             priority: job.spec.priority,
         }

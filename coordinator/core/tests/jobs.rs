@@ -72,6 +72,7 @@ fn a_map_runs_to_its_end() {
     let done = Record::JobClosed {
         job: JOB,
         state: JobState::Done,
+        cancelled: Vec::new(),
     };
     assert!(bench.disk.contains(&done));
 }
@@ -394,14 +395,16 @@ fn a_cancelled_job_is_over_at_once() {
         Some(ReplyBody::Done)
     );
     assert_eq!(revoked_in(&bench.out).len(), leases.len());
-    assert_eq!(bench.counts(JOB), (0, 0, 0, 1_000_000));
+    assert_eq!(bench.counts(JOB), (0, 0, 0, 0), "nothing of it failed");
+    assert_eq!(bench.snapshot().jobs[0].cancelled, 1_000_000);
     assert_eq!(
         bench.ask(RequestBody::JobCancel(JOB)),
         Some(ReplyBody::Done),
         "it is so"
     );
     bench.settle(JOB, &[0]);
-    assert_eq!(bench.counts(JOB), (0, 0, 1, 999_999));
+    assert_eq!(bench.counts(JOB), (0, 0, 1, 0));
+    assert_eq!(bench.snapshot().jobs[0].cancelled, 999_999);
     assert_eq!(
         code_of(bench.ask(RequestBody::JobCancel(JobId(9)))),
         Some(ErrorCode::NotFound)
