@@ -8,7 +8,7 @@ use std::sync::mpsc;
 use std::thread;
 
 use volley_protocol::Fault;
-use volley_runtime::store::Store;
+use volley_runtime::store::{Batch, Store};
 use volley_runtime::vital::Vital;
 
 use crate::outbound::{Outbound, Outgoing};
@@ -20,10 +20,14 @@ const PENDING_COMMITS_MAX: usize = 4096;
 /// Records in one transaction: keeps the wait of the first one bounded.
 const RECORDS_PER_COMMIT_MAX: usize = 8192;
 
+/// Bytes of payloads in one transaction, for the same reason: about a tenth of a second of a disk.
+/// One commit may overshoot by its own put, which is below a frame.
+const PAYLOAD_BYTES_PER_COMMIT_MAX: usize = 16 << 20;
+
 /// What one input made durable, and what may be said afterwards.
 #[derive(Debug, Default)]
 pub(crate) struct Commit {
-    pub(crate) records: Vec<String>,
+    pub(crate) batch: Batch,
     pub(crate) after: Vec<Outgoing>,
     /// Replace the whole log by these records instead of appending them.
     pub(crate) compaction: bool,
@@ -31,7 +35,14 @@ pub(crate) struct Commit {
 
 impl Commit {
     pub(crate) fn is_empty(&self) -> bool {
-        self.records.is_empty() && self.after.is_empty()
+        self.batch.is_empty() && self.after.is_empty()
+    }
+}
+
+impl Commit {
+    fn payload_bytes(&self) -> usize {
+        let payloads = self.batch.payloads.iter();
+        payloads.map(|(_, payloads)| payloads.size_bytes()).sum()
     }
 }
 
@@ -75,13 +86,18 @@ fn commit_all(
     outbound: &Outbound,
 ) -> Result<(), Fault> {
     while let Ok(mut group) = commits.recv() {
-        while !group.compaction && group.records.len() < RECORDS_PER_COMMIT_MAX {
+        let mut payload_bytes = group.payload_bytes();
+        while !group.compaction
+            && group.batch.records.len() < RECORDS_PER_COMMIT_MAX
+            && payload_bytes < PAYLOAD_BYTES_PER_COMMIT_MAX
+        {
             let Ok(next) = commits.try_recv() else { break };
             if next.compaction {
                 write(store, &group, outbound)?;
                 group = next;
             } else {
-                group.records.extend(next.records);
+                payload_bytes += next.payload_bytes();
+                group.batch.extend(next.batch);
                 group.after.extend(next.after);
             }
         }
@@ -92,9 +108,9 @@ fn commit_all(
 
 fn write(store: &mut dyn Store, group: &Commit, outbound: &Outbound) -> Result<(), Fault> {
     if group.compaction {
-        store.replace(&group.records)?;
-    } else if !group.records.is_empty() {
-        store.append(&group.records)?;
+        store.replace(&group.batch.records)?;
+    } else {
+        store.commit(&group.batch)?;
     }
     group
         .after

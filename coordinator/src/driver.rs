@@ -14,6 +14,7 @@ use volley_link::Role;
 use volley_protocol::Fault;
 use volley_protocol::worker::ToWorker;
 use volley_runtime::mailbox::Mailbox;
+use volley_runtime::store::{Batch, PayloadKey};
 
 use crate::committer::{Commit, Committer};
 use crate::outbound::{Outbound, Outgoing};
@@ -217,14 +218,17 @@ impl DriverState {
             self.perform(effect, &mut commit);
         }
         if !commit.is_empty() {
-            self.records_since_compaction += commit.records.len();
+            self.records_since_compaction += commit.batch.records.len();
             self.committer.submit(commit);
         }
     }
 
     fn perform(&mut self, effect: Effect, commit: &mut Commit) {
         match effect {
-            Effect::Persist(record) => commit.records.extend(to_json(&record)),
+            Effect::Persist(record) => write_down(record, &mut commit.batch),
+            Effect::PayloadsDone { job, start } => {
+                commit.batch.done.push(PayloadKey { job, start });
+            }
             // What is not leased yet is the next life's; this one waits for what is under way.
             Effect::ToWorker {
                 message: ToWorker::Lease { .. },
@@ -307,7 +311,10 @@ impl DriverState {
         self.records_since_compaction = 0;
         let records = self.core.compacted().iter().filter_map(to_json).collect();
         self.committer.submit(Commit {
-            records,
+            batch: Batch {
+                records,
+                ..Batch::default()
+            },
             compaction: true,
             ..Commit::default()
         });
@@ -335,6 +342,20 @@ impl DriverState {
             let _ = on_exit.send(outcome);
         }
         myself.stop(None);
+    }
+}
+
+/// The text of a record, and the payloads that belong to it.
+fn write_down(record: Record, batch: &mut Batch) {
+    batch.records.extend(to_json(&record));
+    if let Record::Put {
+        job,
+        start,
+        payloads: Some(payloads),
+        ..
+    } = record
+    {
+        batch.payloads.push((PayloadKey { job, start }, payloads));
     }
 }
 

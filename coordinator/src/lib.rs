@@ -32,7 +32,7 @@ use volley_runtime::cluster_file::ClusterFile;
 use volley_runtime::greeting::link_fault;
 use volley_runtime::mailbox::Mailbox;
 use volley_runtime::process::Lifelines;
-use volley_runtime::store::{META_LISTEN, SqliteStore, Store};
+use volley_runtime::store::{META_LISTEN, PayloadKey, SqliteStore, Store};
 
 use crate::committer::Committer;
 use crate::data_dir::DataDir;
@@ -220,11 +220,22 @@ fn last_address(store: &mut SqliteStore) -> Result<SocketAddr, Fault> {
 /// Everything earlier lives recorded, and the epoch of this one, synced.
 fn remember(store: &mut SqliteStore) -> Result<(Epoch, Vec<Record>), Fault> {
     let mut records = Vec::new();
+    let mut kept = store.load_payloads()?;
     for text in store.load()? {
-        let record = serde_json::from_str(&text).map_err(|error| {
+        let mut record = serde_json::from_str(&text).map_err(|error| {
             let message = format!("a record of the store is damaged: {error}: {text}");
             Fault::new(ErrorCode::StoreFailed, message)
         })?;
+        if let Record::Put {
+            job,
+            start,
+            payloads,
+            ..
+        } = &mut record
+        {
+            let (job, start) = (*job, *start);
+            *payloads = kept.remove(&PayloadKey { job, start });
+        }
         records.push(record);
     }
     let last = records.iter().filter_map(|record| match record {

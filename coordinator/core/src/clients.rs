@@ -2,8 +2,8 @@
 
 use volley_protocol::adapter::AdapterEntry;
 use volley_protocol::client::{ClientRequest, ReplyBody, RequestBody};
-use volley_protocol::job::{Extent, JobKind, JobState};
-use volley_protocol::limits::{JOB_ROLLOUTS_MAX, POLL_WAIT_MS_MAX};
+use volley_protocol::job::JobKind;
+use volley_protocol::limits::POLL_WAIT_MS_MAX;
 use volley_protocol::{ErrorCode, Fault, JobId, JobSpec, RunId, SinkRef};
 
 use crate::adapters::Versions;
@@ -14,7 +14,7 @@ use crate::input::SessionId;
 use crate::runs::Poll;
 
 /// An answer, and whether it waits for the commit.
-type Answer = Result<(ReplyBody, bool), Fault>;
+pub(crate) type Answer = Result<(ReplyBody, bool), Fault>;
 
 impl Coordinator {
     pub(crate) fn client_asked(
@@ -45,14 +45,14 @@ impl Coordinator {
         out: &mut Vec<Effect>,
     ) -> Result<Option<(ReplyBody, bool)>, Fault> {
         let read = |body: ReplyBody| Ok(Some((body, false)));
-        let near = matches!(body, RequestBody::ResultsNear { .. });
         match body {
             RequestBody::Submit(spec) => self.submit(spec, out).map(Some),
-            RequestBody::Put { job, extent } => self.put(job, extent, out).map(Some),
-            RequestBody::PutPayloads { .. } => {
-                let why = "this coordinator takes no payloads";
-                Err(Fault::new(ErrorCode::InvalidRequest, why))
-            }
+            RequestBody::Put { job, extent } => self.put(job, extent, None, out).map(Some),
+            RequestBody::PutPayloads {
+                job,
+                extent,
+                payloads,
+            } => self.put(job, extent, Some(payloads), out).map(Some),
             RequestBody::JobCancel(job) => self.cancel(job, out).map(Some),
             RequestBody::AdapterDelete { run, step } => self.delete(run, step, out).map(Some),
             RequestBody::JobList => read(ReplyBody::Jobs(self.job_list())),
@@ -64,27 +64,12 @@ impl Coordinator {
                 job,
                 cursor,
                 wait_ms,
-            }
-            | RequestBody::ResultsNear {
+            } => self.query(session, id, (job, cursor, wait_ms), false, out),
+            RequestBody::ResultsNear {
                 job,
                 cursor,
                 wait_ms,
-            } => {
-                let found = self.jobs.get(job).ok_or_else(|| no_job(job))?;
-                if found.spec.sink != SinkRef::Relay {
-                    let why = "its results go to a learner, not to clients";
-                    return Err(Fault::new(ErrorCode::InvalidRequest, why));
-                }
-                out.push(Effect::ResultsQuery {
-                    session,
-                    id,
-                    job,
-                    cursor,
-                    wait_ms: wait_ms.min(POLL_WAIT_MS_MAX),
-                    near,
-                });
-                Ok(None)
-            }
+            } => self.query(session, id, (job, cursor, wait_ms), true, out),
             RequestBody::Snapshot => read(ReplyBody::Snapshot(Box::new(self.snapshot(self.now)))),
             RequestBody::RunList => read(ReplyBody::Runs(self.run_summaries())),
             RequestBody::RunProgress {
@@ -122,6 +107,31 @@ impl Coordinator {
         }
     }
 
+    /// The relay answers.
+    fn query(
+        &self,
+        session: SessionId,
+        id: u32,
+        (job, cursor, wait_ms): (JobId, u64, u64),
+        near: bool,
+        out: &mut Vec<Effect>,
+    ) -> Result<Option<(ReplyBody, bool)>, Fault> {
+        let found = self.jobs.get(job).ok_or_else(|| no_job(job))?;
+        if found.spec.sink != SinkRef::Relay {
+            let why = "its results go to a learner, not to clients";
+            return Err(Fault::new(ErrorCode::InvalidRequest, why));
+        }
+        out.push(Effect::ResultsQuery {
+            session,
+            id,
+            job,
+            cursor,
+            wait_ms: wait_ms.min(POLL_WAIT_MS_MAX),
+            near,
+        });
+        Ok(None)
+    }
+
     fn submit(&mut self, spec: JobSpec, out: &mut Vec<Effect>) -> Answer {
         if spec.sink != SinkRef::Relay || spec.kind == JobKind::Train {
             let why =
@@ -135,60 +145,6 @@ impl Coordinator {
         let job = spec.job;
         let existed = self.accept_job(spec, out)?;
         Ok((ReplyBody::Accepted { job, existed }, true))
-    }
-
-    fn put(&mut self, id: JobId, extent: Extent, out: &mut Vec<Effect>) -> Answer {
-        let job = self.jobs.get_mut(id).ok_or_else(|| no_job(id))?;
-        if job.extents.knows(extent.put) {
-            return Ok((
-                ReplyBody::Accepted {
-                    job: id,
-                    existed: true,
-                },
-                true,
-            ));
-        }
-        let refuse = |code, why: String| Err(Fault::new(code, why));
-        if job.spec.kind != JobKind::Queue {
-            return refuse(
-                ErrorCode::InvalidRequest,
-                format!("job {id} is not a queue"),
-            );
-        }
-        if job.state != JobState::Open {
-            return refuse(ErrorCode::JobCancelled, format!("queue {id} is closed"));
-        }
-        let whole_groups = extent
-            .rollouts
-            .is_multiple_of(u64::from(job.spec.group_size));
-        if extent.rollouts == 0 || !whole_groups {
-            let size = job.spec.group_size;
-            let why = format!(
-                "{} rollouts are no whole number of groups of {size}",
-                extent.rollouts
-            );
-            return refuse(ErrorCode::InvalidRequest, why);
-        }
-        let total = job.total().saturating_add(extent.rollouts);
-        let last = extent.first_instance.checked_add(extent.rollouts);
-        if total > JOB_ROLLOUTS_MAX || last.is_none() {
-            return refuse(ErrorCode::InvalidRequest, "the extent is too large".into());
-        }
-        let closed_upto = job.closed_watermark();
-        if !job.extents.make_room(closed_upto) {
-            return refuse(
-                ErrorCode::QueueFull,
-                format!("queue {id} has too many open extents"),
-            );
-        }
-        self.put_extent(id, extent, out);
-        Ok((
-            ReplyBody::Accepted {
-                job: id,
-                existed: false,
-            },
-            true,
-        ))
     }
 
     fn cancel(&mut self, id: JobId, out: &mut Vec<Effect>) -> Answer {
@@ -263,7 +219,7 @@ fn newest(versions: &Versions) -> Vec<AdapterEntry> {
     entries
 }
 
-fn no_job(job: JobId) -> Fault {
+pub(crate) fn no_job(job: JobId) -> Fault {
     Fault::new(ErrorCode::NotFound, format!("there is no job {job}"))
 }
 

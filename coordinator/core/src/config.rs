@@ -20,6 +20,10 @@ pub struct CoordinatorConfig {
     pub restore_grace_ms: u64,
     /// The autoscaler.
     pub scaling: ScalingConfig,
+    /// Payloads that may wait at the same time, over all queues.
+    pub payloads_max: u64,
+    /// What they may take in memory.
+    pub payload_bytes_max: u64,
 }
 
 impl Default for CoordinatorConfig {
@@ -33,9 +37,29 @@ impl Default for CoordinatorConfig {
             reattach_grace_ms: REATTACH_GRACE_MS,
             restore_grace_ms: 1_500,
             scaling: ScalingConfig::default(),
+            payloads_max: QUEUED_PAYLOADS_MAX,
+            payload_bytes_max: QUEUED_BYTES_MAX,
         }
     }
 }
+
+/// Payloads that wait, over all queues: where every second one is done, the ledger needs some 50
+/// bytes for each, and so half a gigabyte.
+pub const QUEUED_PAYLOADS_MAX: u64 = 10_000_000;
+
+/// What waiting payloads, and the puts that brought them, may take in memory. A coordinator runs
+/// beside its workers: a gigabyte is what a small machine can spare.
+pub const QUEUED_BYTES_MAX: u64 = 1 << 30;
+
+/// Payload bytes of a worker's leases, beyond which it gets no further one with a payload: half
+/// of what may wait on its control stream. A full payload always fits.
+pub const LEASED_PAYLOAD_BYTES_MAX: usize = 2 << 20;
+
+/// Shortest and longest time after which a client whose put found the queues full may try again.
+pub const RETRY_AFTER_MS: (u64, u64) = (100, 10_000);
+
+/// The same while nothing is done, so that nothing is known of when there will be room.
+pub const RETRY_AFTER_MS_UNKNOWN: u64 = 1_000;
 
 /// Settings of the autoscaler.
 #[derive(Clone, Debug, PartialEq)]

@@ -4,12 +4,14 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use volley_protocol::client::ReplyBody;
+use volley_protocol::codec::Blob;
 use volley_protocol::dead::DeadLetter;
-use volley_protocol::job::{Extent, JobState};
+use volley_protocol::job::Extent;
 use volley_protocol::limits::{
     DEAD_LETTER_TEXT_BYTES_MAX, DEAD_LETTERS_MAX, DEAD_LETTERS_PER_JOB_MAX, NAME_BYTES_MAX,
 };
-use volley_protocol::{ErrorCode, Fault, JobId, JobKind, JobSpec, SinkRef};
+use volley_protocol::payload::PayloadWriter;
+use volley_protocol::{ErrorCode, Fault, JobId, JobKind, JobSpec, Payloads, SinkRef};
 
 use crate::coordinator::Coordinator;
 use crate::effect::{Effect, persist};
@@ -151,10 +153,25 @@ impl Coordinator {
         }
         let spec = self.retry_spec(id, retry)?;
         let letters = self.chosen(id, indices)?;
+        let payloads = self.payloads_of(id, &letters)?;
         self.accept_job(spec, out)?;
-        for (put, extent) in extents_of(&letters).into_iter().enumerate() {
-            let put = put as u128;
-            self.put_extent(retry, Extent { put, ..extent }, out);
+        match payloads {
+            Some(payloads) => {
+                for (put, (letter, payloads)) in letters.iter().zip(payloads).enumerate() {
+                    let extent = Extent {
+                        put: put as u128,
+                        first_instance: letter.instance,
+                        rollouts: 1,
+                    };
+                    self.put_extent(retry, extent, Some(payloads), out);
+                }
+            }
+            None => {
+                for (put, extent) in extents_of(&letters).into_iter().enumerate() {
+                    let put = put as u128;
+                    self.put_extent(retry, Extent { put, ..extent }, None, out);
+                }
+            }
         }
         for letter in letters {
             let retried_as = Some(retry);
@@ -192,6 +209,36 @@ impl Coordinator {
         })
     }
 
+    /// What the rollouts of these letters are played with; `None` when nothing was put with them.
+    ///
+    /// # Errors
+    /// A payload is deleted: everything of its put is closed.
+    fn payloads_of(
+        &self,
+        id: JobId,
+        letters: &[DeadLetter],
+    ) -> Result<Option<Vec<Payloads>>, Fault> {
+        let Some(job) = self.jobs.get(id) else {
+            return Ok(None);
+        };
+        let mut payloads = Vec::with_capacity(letters.len());
+        for letter in letters {
+            let Some(payload) = job.extents.payload_of(letter.index) else {
+                let index = letter.index;
+                let why = format!("the payload of rollout {index} of job {id} is deleted");
+                return Err(Fault::new(ErrorCode::InvalidRequest, why).with_hint("put it again"));
+            };
+            let mut writer = PayloadWriter::default();
+            let fits = writer.push(&payload.0);
+            debug_assert!(fits, "it came in a put");
+            payloads.push(Payloads::parse(1, writer.take())?);
+        }
+        let any = letters
+            .iter()
+            .any(|letter| job.extents.payload_of(letter.index) != Some(Blob::default()));
+        Ok(any.then_some(payloads))
+    }
+
     /// Letters of a job: these, or all that were not tried anew; by index.
     fn chosen(&self, id: JobId, indices: &[u64]) -> Result<Vec<DeadLetter>, Fault> {
         let mut chosen = Vec::new();
@@ -214,28 +261,6 @@ impl Coordinator {
             return Err(Fault::new(ErrorCode::NotFound, why));
         }
         Ok(chosen)
-    }
-
-    /// Adds to a job that was just accepted, or to a queue.
-    pub(crate) fn put_extent(&mut self, id: JobId, extent: Extent, out: &mut Vec<Effect>) {
-        let Some(job) = self.jobs.get_mut(id) else {
-            return;
-        };
-        debug_assert_eq!(job.state, JobState::Open);
-        let start = job.extend(extent);
-        let rollouts = job.total();
-        persist(
-            Record::Extended {
-                job: id,
-                start,
-                extent,
-            },
-            out,
-        );
-        // Queues are the relay's.
-        out.push(Effect::RelayGrew { job: id, rollouts });
-        self.schedule(id, start, out);
-        self.refresh(id);
     }
 }
 

@@ -2,22 +2,40 @@
 
 use std::collections::BTreeSet;
 
-use volley_protocol::codec::Blob;
-use volley_protocol::limits::BATCH_ENTRIES_MAX;
+use volley_protocol::limits::{BATCH_ENTRIES_MAX, LEASE_PAYLOAD_BYTES_MAX, PAYLOAD_BYTES_MAX};
 use volley_protocol::worker::{Lease, LeasePolicy, SinkAddr, ToWorker};
 use volley_protocol::{AttemptId, JobId, PolicyRef, RolloutId, SinkRef, WorkerId};
 
-use crate::config::DISPATCH_QUANTUM;
+use crate::config::{DISPATCH_QUANTUM, LEASED_PAYLOAD_BYTES_MAX};
 use crate::coordinator::Coordinator;
 use crate::effect::{Effect, persist};
+use crate::queue::Job;
 use crate::record::Record;
-use crate::roster::Worker;
+use crate::roster::{LeaseTimes, Worker};
 
 /// First every free slot, then the rest of the credit: little work spreads over many workers.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Pass {
     Slots,
     Credit,
+}
+
+/// What is known of payloads while a message is put together.
+#[derive(Default)]
+struct PayloadRoom {
+    /// Bytes in this message.
+    taken: usize,
+    /// Bytes the worker had before it; counted when the first job has payloads.
+    held: Option<usize>,
+}
+
+/// Is there room for another payload?
+enum Room {
+    Enough,
+    /// Not in this message.
+    NextMessage,
+    /// Not before the worker has finished something.
+    Later,
 }
 
 impl Coordinator {
@@ -50,31 +68,93 @@ impl Coordinator {
         }
     }
 
-    /// Up to `count` leases in one message, jobs in turn.
+    /// Up to `count` leases; payloads may make them several messages.
     fn grant(&mut self, id: WorkerId, count: usize, out: &mut Vec<Effect>) {
+        let mut left = count;
+        while left > 0 {
+            let (granted, cut) = self.grant_message(id, left, out);
+            left -= granted;
+            if !cut || granted == 0 {
+                return;
+            }
+        }
+    }
+
+    /// Up to `count` leases in one message, jobs in turn. Tells how many, and whether payloads
+    /// that did not fit are the reason why there are not more.
+    fn grant_message(
+        &mut self,
+        id: WorkerId,
+        count: usize,
+        out: &mut Vec<Effect>,
+    ) -> (usize, bool) {
         let mut leases: Vec<Lease> = Vec::with_capacity(count);
-        let mut pinned = false;
+        let (mut pinned, mut cut) = (false, false);
         let mut passed_over = BTreeSet::new();
-        while leases.len() < count && passed_over.len() < self.jobs.candidates().len() {
-            let Some(job) = self.jobs.next_turn() else {
+        let mut room = PayloadRoom::default();
+        while leases.len() < count && !cut {
+            let Some(job) = self.jobs.next_turn(&passed_over) else {
                 break;
             };
             if !self.can_play(id, job) {
                 passed_over.insert(job);
                 continue;
             }
-            let quantum = DISPATCH_QUANTUM.min(count - leases.len());
+            let before = leases.len();
+            let quantum = DISPATCH_QUANTUM.min(count - before);
             for _ in 0..quantum {
+                match self.room_for(id, job, &mut room) {
+                    Room::Enough => {}
+                    Room::NextMessage => {
+                        cut = true;
+                        break;
+                    }
+                    Room::Later => break,
+                }
                 let Some(lease) = self.lease_next(job, id, &mut pinned, out) else {
                     break;
                 };
+                room.taken += lease.payload.0.len();
                 leases.push(lease);
+            }
+            if leases.len() == before {
+                passed_over.insert(job);
             }
             self.refresh(job);
         }
-        if leases.is_empty() {
-            return;
+        let granted = leases.len();
+        if granted > 0 {
+            self.send_leases(id, leases, pinned, out);
         }
+        (granted, cut)
+    }
+
+    /// Is there room for another payload of this job? Its size is not known yet, so there must be
+    /// room for any.
+    fn room_for(&self, id: WorkerId, job: JobId, room: &mut PayloadRoom) -> Room {
+        let loaded = |job: &Job| job.extents.has_payloads();
+        if !self.jobs.get(job).is_some_and(loaded) {
+            return Room::Enough;
+        }
+        let held = || self.roster.get(id).map_or(0, Worker::payload_bytes);
+        let held = *room.held.get_or_insert_with(held);
+        let next = room.taken + PAYLOAD_BYTES_MAX;
+        if held + next > LEASED_PAYLOAD_BYTES_MAX {
+            Room::Later
+        } else if next > LEASE_PAYLOAD_BYTES_MAX {
+            Room::NextMessage
+        } else {
+            Room::Enough
+        }
+    }
+
+    fn send_leases(
+        &mut self,
+        id: WorkerId,
+        leases: Vec<Lease>,
+        pinned: bool,
+        out: &mut Vec<Effect>,
+    ) {
         self.tell_jobs(id, &leases, out);
         let granted = leases.len() as u64;
         let (epoch, now) = (self.epoch, self.now);
@@ -143,6 +223,9 @@ impl Coordinator {
         let index = self.jobs.get_mut(id)?.take()?;
         let policy = self.policy_of(id, index, pinned, out)?;
         let job = self.jobs.get_mut(id)?;
+        let payload = job.extents.payload_of(index);
+        debug_assert!(payload.is_some(), "what lost its payload has failed");
+        let payload = payload?;
         let sink = match job.spec.sink {
             SinkRef::Relay => SinkAddr::Relay,
             SinkRef::Learner(run) => SinkAddr::Learner(self.runs.learner(run)?.sink),
@@ -168,7 +251,11 @@ impl Coordinator {
             policy,
             sink,
             lease_ms: self.lease_ms(times.heartbeat_ms),
-            payload: Blob::default(),
+            payload,
+        };
+        let times = LeaseTimes {
+            payload_bytes: lease.payload.0.len(),
+            ..times
         };
         let worker = self.roster.get_mut(worker)?;
         let before = worker.leases.insert(attempt, times);

@@ -18,6 +18,14 @@ use crate::record::Record;
 pub enum Effect {
     /// Write this with the next group commit.
     Persist(Record),
+    /// The payloads of a put ([`Record::Put`]) are not needed any more: delete them with the next
+    /// group commit, which also has the record that closes its last rollout.
+    PayloadsDone {
+        /// Which queue.
+        job: JobId,
+        /// Index of the put's first rollout.
+        start: u64,
+    },
     /// Say this to a worker.
     ToWorker {
         /// On which session.

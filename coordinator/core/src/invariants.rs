@@ -23,6 +23,7 @@ impl Coordinator {
         for (_, job) in self.jobs.iter() {
             every_rollout_is_in_one_place(job)?;
             groups_keep_their_version(job)?;
+            payloads_live_as_long_as_their_rollouts(job)?;
         }
         leases_have_two_sides(self)?;
         leases_stay_within_credit(self)?;
@@ -78,6 +79,30 @@ fn every_rollout_is_in_one_place(job: &Job) -> Result<(), Violation> {
     let seen = settled + job.open.range(..below).count() as u64;
     ensure(seen == below, name, || {
         format!("{id}: {} are nowhere below {below}", below - seen)
+    })
+}
+
+/// A put keeps its payloads exactly as long as one of its rollouts is open.
+fn payloads_live_as_long_as_their_rollouts(job: &Job) -> Result<(), Violation> {
+    let name = "payloads_live_as_long_as_their_rollouts";
+    let id = job.spec.job;
+    for (start, end) in job.extents.kept_puts() {
+        let closed = job.accepted.count_in(start, end) + job.failed.count_in(start, end);
+        ensure(closed < end - start, name, || {
+            format!("{id}: the put at {start} is closed and keeps payloads")
+        })?;
+    }
+    // Until its relay has spoken, a restored job may look open where it is not.
+    let without = if job.relay_ready {
+        job.without_payload()
+    } else {
+        Vec::new()
+    };
+    ensure(without.is_empty(), name, || {
+        format!(
+            "{id}: {} open rollouts have lost their payloads",
+            without.len()
+        )
     })
 }
 
@@ -158,7 +183,7 @@ fn groups_keep_their_version(job: &Job) -> Result<(), Violation> {
 /// Sums over jobs are what adding up gives.
 fn sums_are_right(all: &Coordinator) -> Result<(), Violation> {
     let name = "sums_are_right";
-    let mut sum = 0;
+    let (mut sum, mut payloads, mut bytes) = (0, 0, 0);
     for (id, job) in all.jobs.iter() {
         let takeable = if all.gate(job).is_ok() {
             job.takeable()
@@ -171,12 +196,24 @@ fn sums_are_right(all: &Coordinator) -> Result<(), Violation> {
                 job.dispatchable_shown
             )
         })?;
-        let listed = all.jobs.candidates().contains(id);
+        let listed = all.jobs.is_candidate(job);
         ensure(listed == (takeable > 0), name, || {
             format!("{id} is listed wrongly")
         })?;
         sum += takeable;
+        let kept = job.extents.kept();
+        ensure(kept == job.kept_shown, name, || {
+            format!("{id}: keeps {kept:?}, shown {:?}", job.kept_shown)
+        })?;
+        payloads += kept.payloads;
+        bytes += kept.bytes;
     }
+    let kept = all.jobs.kept();
+    ensure(
+        (payloads, bytes) == (kept.payloads, kept.bytes),
+        name,
+        || format!("{payloads} payloads of {bytes} bytes, counted {kept:?}"),
+    )?;
     ensure(sum == all.jobs.dispatchable(), name, || {
         format!("{sum} dispatchable, {} counted", all.jobs.dispatchable())
     })?;

@@ -31,6 +31,7 @@ impl Coordinator {
             until: self.now.after(self.lease_ms(heartbeat_ms)),
             heartbeat_ms,
             close_by,
+            payload_bytes: 0,
         }
     }
 

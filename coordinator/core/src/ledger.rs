@@ -1,8 +1,8 @@
 //! One job's ledger of what is closed: its sink's word, cancellation, and replay.
 
-use volley_protocol::RangeSet;
 use volley_protocol::job::Extent;
 use volley_protocol::learner::Verdict;
+use volley_protocol::{Payloads, RangeSet};
 
 use crate::place::{Open, Place, Settled};
 use crate::queue::Job;
@@ -138,5 +138,46 @@ impl Job {
     pub(crate) fn replay_extended(&mut self, start: u64, extent: Extent) {
         self.extents.restore(start, extent);
         self.recount();
+    }
+
+    /// Replays a `Put` record.
+    pub(crate) fn replay_put(&mut self, start: u64, extent: Extent, payloads: Option<Payloads>) {
+        self.extents.restore_put(start, extent, payloads);
+        self.recount();
+    }
+
+    /// Frees the payloads of puts that one of these rollouts belongs to and that are closed by
+    /// now. Tells where those puts start.
+    pub(crate) fn drop_closed_payloads(&mut self, indices: impl Iterator<Item = u64>) -> Vec<u64> {
+        let mut dropped = Vec::new();
+        let mut looked_at = None;
+        for index in indices {
+            let put = self.extents.kept_put_of(index);
+            // Neighbours are settled together: most ask for the put that was just looked at.
+            if put == looked_at {
+                continue;
+            }
+            looked_at = put;
+            if let Some((start, end)) = put
+                && self.closed_in(start, end) == end - start
+            {
+                self.extents.drop_payloads(start);
+                dropped.push(start);
+            }
+        }
+        dropped
+    }
+
+    /// Open rollouts whose payloads were deleted: their sink lost what it had said to keep.
+    pub(crate) fn without_payload(&self) -> Vec<u64> {
+        let lost = self.extents.lost_puts().into_iter();
+        lost.filter(|(start, end)| self.closed_in(*start, *end) < end - start)
+            .flat_map(|(start, end)| start..end)
+            .filter(|index| !self.is_closed(*index))
+            .collect()
+    }
+
+    fn closed_in(&self, start: u64, end: u64) -> u64 {
+        self.accepted.count_in(start, end) + self.failed.count_in(start, end)
     }
 }

@@ -13,7 +13,8 @@
 //! | `autoscale`, `scaling` | how many there should be (pure); carrying it out |
 //! | `adapters`, `versions`, `runs`, `learners` | versions and their pins; runs; what learners say |
 //! | `sinks`, `lifecycle` | what is closed; how jobs begin and end |
-//! | `clients`, `snapshot`, `stats` | what people ask and see |
+//! | `clients`, `puts` | what clients ask, and add to queues |
+//! | `snapshot`, `stats` | what people see |
 //! | `record`, `restore` | what survives, and how it comes back |
 //! | `invariants`, `violation` | what must always hold |
 
@@ -41,6 +42,7 @@ mod lease;
 mod ledger;
 mod lifecycle;
 mod place;
+mod puts;
 mod queue;
 mod ranges;
 mod record;

@@ -108,6 +108,8 @@ impl Coordinator {
         job.state = state;
         let (sink, policy, name) = (job.spec.sink, job.spec.policy, job.spec.name.clone());
         let pins = std::mem::take(&mut job.pins);
+        let done = job.extents.collapse().into_iter();
+        out.extend(done.map(|start| Effect::PayloadsDone { job: id, start }));
         let cancelled = ranges::list(&job.cancelled);
         persist(
             Record::JobClosed {

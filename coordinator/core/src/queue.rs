@@ -17,10 +17,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use volley_protocol::job::{Extent, JobState};
 use volley_protocol::{
-    AdapterVersion, AttemptId, ErrorCode, GroupIndex, JobSpec, RangeSet, SinkRef, WorkerId,
+    AdapterVersion, AttemptId, ErrorCode, GroupIndex, JobSpec, Payloads, RangeSet, SinkRef,
+    WorkerId,
 };
 
-use crate::extents::Extents;
+use crate::extents::{Extents, Kept};
 use crate::input::Millis;
 use crate::place::{Blocked, Open, Place};
 use crate::timeouts::{Waves, is_timed};
@@ -39,6 +40,8 @@ pub(crate) struct Job {
     pub(crate) gate: Result<(), Blocked>,
     /// Share of this job in the sum over all jobs; kept by `Jobs::refresh`.
     pub(crate) dispatchable_shown: u64,
+    /// The same for what is kept for waiting rollouts.
+    pub(crate) kept_shown: Kept,
     pub(crate) pins: BTreeMap<GroupIndex, AdapterVersion>,
     pub(crate) retries: u64,
     pub(crate) last_failure: Option<(ErrorCode, String)>,
@@ -71,6 +74,7 @@ impl Job {
             relay_ready: true,
             gate: Err(Blocked::Restoring),
             dispatchable_shown: 0,
+            kept_shown: Kept::default(),
             pins: BTreeMap::new(),
             retries: 0,
             last_failure: None,
@@ -163,10 +167,13 @@ impl Job {
     }
 
     /// Adds an extent; tells its first index.
-    pub(crate) fn extend(&mut self, extent: Extent) -> u64 {
+    pub(crate) fn extend(&mut self, extent: Extent, payloads: Option<Payloads>) -> u64 {
         debug_assert_eq!(self.state, JobState::Open);
-        let start = self.extents.push(extent);
-        self.recount();
+        let start = self.extents.push(extent, payloads);
+        // Counting anew would look at everything under way, for each put.
+        if self.spec.sink == SinkRef::Relay {
+            self.fresh_allowed += extent.rollouts;
+        }
         start
     }
 

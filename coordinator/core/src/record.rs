@@ -10,7 +10,7 @@ use volley_protocol::adapter::AdapterEntry;
 use volley_protocol::dead::DeadLetter;
 use volley_protocol::job::{Extent, JobState};
 use volley_protocol::run::{RunInfo, RunState};
-use volley_protocol::{AdapterVersion, Epoch, GroupIndex, JobId, JobSpec, RunId};
+use volley_protocol::{AdapterVersion, Epoch, GroupIndex, JobId, JobSpec, Payloads, RunId};
 
 use crate::input::Millis;
 
@@ -114,5 +114,18 @@ pub enum Record {
         start: u64,
         /// When, on the shell's clock.
         at: Millis,
+    },
+    /// A queue grew by rollouts with payloads.
+    Put {
+        /// Which queue.
+        job: JobId,
+        /// Index of the extent's first rollout.
+        start: u64,
+        /// What was added.
+        extent: Extent,
+        /// One for each group. The shell keeps them beside the record's text, under (job, start),
+        /// until [`crate::Effect::PayloadsDone`]; `None` when they are gone.
+        #[serde(skip)]
+        payloads: Option<Payloads>,
     },
 }

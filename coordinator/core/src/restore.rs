@@ -2,7 +2,7 @@
 
 use volley_protocol::dead::DeadLetter;
 use volley_protocol::job::JobState;
-use volley_protocol::{AdapterVersion, Epoch, GroupIndex, JobId, PolicyRef, SinkRef};
+use volley_protocol::{Epoch, JobId, PolicyRef, SinkRef};
 
 use crate::attempts::summary;
 use crate::config::CoordinatorConfig;
@@ -43,45 +43,45 @@ impl Coordinator {
                 }
             }
             Record::Extended { job, start, extent } => {
-                if let Some(job) = self.jobs.get_mut(job) {
-                    job.replay_extended(start, extent);
-                }
+                self.replay_at(job, |job| job.replay_extended(start, extent));
             }
+            Record::Put {
+                job,
+                start,
+                extent,
+                payloads,
+            } => self.replay_at(job, |job| job.replay_put(start, extent, payloads)),
             Record::Admitted { job, upto } => {
-                if let Some(job) = self.jobs.get_mut(job) {
+                self.replay_at(job, |job| {
                     job.admit(upto);
-                }
+                });
             }
             Record::GroupPinned {
                 job,
                 group,
                 version,
-            } => self.replay_pin(job, group, version),
+            } => self.replay_at(job, |job| {
+                job.pins.insert(group, version);
+            }),
             Record::Closed {
                 job,
                 accepted,
                 failed,
             } => {
-                if let Some(job) = self.jobs.get_mut(job) {
-                    job.replay_closed(&accepted, &failed);
-                }
+                self.replay_at(job, |job| job.replay_closed(&accepted, &failed));
                 self.dead.revive(job, &accepted);
             }
             Record::Reopened { job, ranges } => {
-                if let Some(job) = self.jobs.get_mut(job) {
-                    job.replay_reopened(&ranges);
-                }
+                self.replay_at(job, |job| job.replay_reopened(&ranges));
             }
             Record::JobClosed {
                 job,
                 state,
                 cancelled,
-            } => {
-                if let Some(job) = self.jobs.get_mut(job) {
-                    job.state = state;
-                    job.cancelled = cancelled.into_iter().collect();
-                }
-            }
+            } => self.replay_at(job, |job| {
+                job.state = state;
+                job.cancelled = cancelled.into_iter().collect();
+            }),
             Record::JobForgotten { job } => {
                 self.jobs.forget(job);
                 self.dead.forget(job);
@@ -91,11 +91,9 @@ impl Coordinator {
             | Record::Published(_)
             | Record::AdapterForgotten { .. }) => self.replay_run(record),
             Record::DeadLetter { job, letter } => self.replay_dead(job, *letter),
-            Record::Scheduled { job, start, at } => {
-                if let Some(job) = self.jobs.get_mut(job) {
-                    job.waves.add(start, at);
-                }
-            }
+            Record::Scheduled { job, start, at } => self.replay_at(job, |job| {
+                job.waves.add(start, at);
+            }),
         }
     }
 
@@ -126,9 +124,10 @@ impl Coordinator {
         }
     }
 
-    fn replay_pin(&mut self, job: JobId, group: GroupIndex, version: AdapterVersion) {
+    /// Replays what happened to a job, unless it was forgotten since.
+    fn replay_at(&mut self, job: JobId, change: impl FnOnce(&mut Job)) {
         if let Some(job) = self.jobs.get_mut(job) {
-            job.pins.insert(group, version);
+            change(job);
         }
     }
 
@@ -148,9 +147,12 @@ impl Coordinator {
             job.relay_ready = job.spec.sink != SinkRef::Relay;
             if job.state != JobState::Open {
                 job.pins.clear();
+                job.extents.collapse();
                 finished.push(*id);
                 continue;
             }
+            let kept = job.extents.kept_puts();
+            job.drop_closed_payloads(kept.into_iter().map(|(start, _)| start));
             job.drop_closed_pins();
             pins.extend(job.pins.values().copied());
             if let PolicyRef::Version(version) = job.spec.policy {
@@ -233,10 +235,18 @@ fn compact_job(job: &Job, records: &mut Vec<Record>) {
         at: job.at,
     });
     let extents = job.extents.puts();
-    records.extend(extents.map(|(start, extent)| Record::Extended {
-        job: id,
-        start,
-        extent,
+    records.extend(extents.map(|(start, extent, loaded, payloads)| {
+        let job = id;
+        if loaded {
+            Record::Put {
+                job,
+                start,
+                extent,
+                payloads,
+            }
+        } else {
+            Record::Extended { job, start, extent }
+        }
     }));
     if job.admitted() > 0 {
         let upto = job.admitted();

@@ -20,6 +20,8 @@ pub(crate) struct LeaseTimes {
     pub(crate) heartbeat_ms: u64,
     /// The attempt has taken too long by then, renewed or not.
     pub(crate) close_by: Millis,
+    /// Bytes of the payload that was sent with it.
+    pub(crate) payload_bytes: usize,
 }
 
 /// One worker process.
@@ -91,6 +93,11 @@ impl Worker {
         } else {
             0
         }
+    }
+
+    /// Payload bytes of its leases.
+    pub(crate) fn payload_bytes(&self) -> usize {
+        self.leases.values().map(|times| times.payload_bytes).sum()
     }
 
     /// Slots that nothing is leased for.

@@ -129,6 +129,7 @@ impl Coordinator {
             return;
         }
         self.stats.settled.add(self.now, changed);
+        self.drop_payloads(id, accepted.iter().chain(&failed).copied(), out);
         let groups = accepted.iter().chain(&failed).copied().collect::<Vec<_>>();
         let (accepted, failed) = (ranges::melt(accepted), ranges::melt(failed));
         self.dead.revive(id, &accepted);
@@ -213,6 +214,7 @@ impl Coordinator {
         if changed {
             self.record_reconciled(id, accepted, failed, reopened, out);
         }
+        self.settle_payloads(id, out);
         for open in ended {
             if let Place::Leased { worker, attempt } = open.place {
                 self.drop_lease(worker, attempt);
@@ -222,6 +224,45 @@ impl Coordinator {
         self.unpin_closed(id, &pinned, out);
         self.end_if_done(id, out);
         self.refresh(id);
+    }
+
+    /// Frees the payloads of puts that are closed.
+    fn drop_payloads(
+        &mut self,
+        id: JobId,
+        settled: impl Iterator<Item = u64>,
+        out: &mut Vec<Effect>,
+    ) {
+        let Some(job) = self
+            .jobs
+            .get_mut(id)
+            .filter(|job| job.extents.has_payloads())
+        else {
+            return;
+        };
+        let done = job.drop_closed_payloads(settled).into_iter();
+        out.extend(done.map(|start| Effect::PayloadsDone { job: id, start }));
+    }
+
+    /// After its sink has said what is closed: payloads that nobody needs are freed, and what is
+    /// open without its payload fails. That happens only where the sink's files lost what they had
+    /// said to keep; the payload was deleted because of that word.
+    fn settle_payloads(&mut self, id: JobId, out: &mut Vec<Effect>) {
+        let Some(job) = self.jobs.get(id) else {
+            return;
+        };
+        let kept = job.extents.kept_puts();
+        let without = job.without_payload();
+        self.drop_payloads(id, kept.into_iter().map(|(start, _)| start), out);
+        let entries: Vec<_> = without
+            .into_iter()
+            .map(|index| (RolloutId { job: id, index }, Verdict::Failed))
+            .collect();
+        out.extend(entries.iter().map(|(rollout, _)| Effect::RelayFailed {
+            rollout: *rollout,
+            fault: payload_lost(),
+        }));
+        self.settle(&entries, out);
     }
 
     fn record_reconciled(
@@ -320,6 +361,15 @@ fn why_unwanted(job: &Job) -> Option<Fault> {
 pub(crate) fn enough(results: u64) -> Fault {
     let why = format!("the job has its {results} results");
     Fault::new(ErrorCode::JobCancelled, why)
+}
+
+/// Why a rollout cannot be played again.
+fn payload_lost() -> Fault {
+    Fault::new(
+        ErrorCode::StoreFailed,
+        "its result is lost, and its payload was deleted when the result was stored",
+    )
+    .with_hint("put it again")
 }
 
 /// Why rollouts of a cancelled job fail.

@@ -497,7 +497,7 @@ fn a_failure_that_the_relay_lost_stays_one_and_is_written_again() {
         let mut bench = Bench::new();
         bench.submit(map(1, rollouts));
         bench.worker(7, 1, Vec::new(), 0);
-        let lease = bench.ready(7, 1)[0];
+        let lease = bench.ready(7, 1).remove(0);
         bench.fail(7, lease.attempt, ErrorCode::EnvUnknown, false);
         assert_eq!(bench.counts(JOB).3, 1, "given up");
         bench.restart();

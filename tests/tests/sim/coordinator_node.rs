@@ -314,6 +314,7 @@ impl World {
                 self.coordinator.sessions.remove(&session.0);
                 self.hang_up(session.0, Node::Coordinator);
             }
+            Effect::PayloadsDone { .. } => {}
             Effect::Persist(_) => unreachable!("persisted above"),
         }
     }

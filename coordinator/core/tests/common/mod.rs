@@ -72,6 +72,23 @@ impl Bench {
             _ => None,
         });
         self.disk.extend(records);
+        let done = self.out.iter().filter_map(|effect| match effect {
+            Effect::PayloadsDone { job, start } => Some((*job, *start)),
+            _ => None,
+        });
+        let done: Vec<_> = done.collect();
+        for record in &mut self.disk {
+            if let Record::Put {
+                job,
+                start,
+                payloads,
+                ..
+            } = record
+                && done.contains(&(*job, *start))
+            {
+                *payloads = None;
+            }
+        }
         self.core
             .check_invariants()
             .expect("invariants hold after every input");

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use volley_protocol::{ErrorCode, Fault};
+use volley_protocol::{ErrorCode, Fault, Payloads};
 
-use super::Store;
+use super::{Batch, PayloadKey, Store};
 
 /// Records in memory. Clones share them, so that a test can restart a coordinator on "the same
 /// disk".
@@ -17,6 +17,7 @@ pub struct MemoryStore {
 #[derive(Debug, Default)]
 struct Inner {
     records: Vec<String>,
+    payloads: BTreeMap<PayloadKey, Payloads>,
     meta: BTreeMap<String, String>,
     appends: u64,
     failure: Option<String>,
@@ -54,6 +55,21 @@ impl MemoryStore {
 impl Store for MemoryStore {
     fn append(&mut self, records: &[String]) -> Result<(), Fault> {
         self.write(|inner| inner.records.extend_from_slice(records))
+    }
+
+    fn commit(&mut self, batch: &Batch) -> Result<(), Fault> {
+        self.write(|inner| {
+            inner.records.extend_from_slice(&batch.records);
+            inner.payloads.extend(batch.payloads.iter().cloned());
+            batch
+                .done
+                .iter()
+                .for_each(|key| drop(inner.payloads.remove(key)));
+        })
+    }
+
+    fn load_payloads(&mut self) -> Result<BTreeMap<PayloadKey, Payloads>, Fault> {
+        Ok(self.lock().payloads.clone())
     }
 
     fn load(&mut self) -> Result<Vec<String>, Fault> {

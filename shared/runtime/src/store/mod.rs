@@ -2,13 +2,15 @@
 //!
 //! A store keeps a list of records (JSON text, written by the core) and a few named values. One
 //! `append` is one transaction: whatever the caller gathered since the last one becomes durable
-//! together, which is the group commit. Bulk bytes never come here; they live in
-//! [segments](crate::segment).
+//! together, which is the group commit. What clients put into queues goes the same way, as bytes
+//! beside the records. Bulk bytes never come here; they live in [segments](crate::segment).
+
+use std::collections::BTreeMap;
 
 mod memory;
 mod sqlite;
 
-use volley_protocol::Fault;
+use volley_protocol::{Fault, JobId, Payloads};
 
 pub use memory::MemoryStore;
 pub use sqlite::SqliteStore;
@@ -20,6 +22,41 @@ pub const META_EPOCH: &str = "epoch";
 /// Address the coordinator listened on, so that a restart listens there again.
 pub const META_LISTEN: &str = "listen";
 
+/// Whose payloads: the put into that queue whose first rollout has that index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PayloadKey {
+    /// Which queue.
+    pub job: JobId,
+    /// Index of the put's first rollout.
+    pub start: u64,
+}
+
+/// What becomes durable together.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// Records to append.
+    pub records: Vec<String>,
+    /// Payloads to keep, of puts that the records tell of.
+    pub payloads: Vec<(PayloadKey, Payloads)>,
+    /// Payloads to delete.
+    pub done: Vec<PayloadKey>,
+}
+
+impl Batch {
+    /// Nothing to write?
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.records.is_empty() && self.payloads.is_empty() && self.done.is_empty()
+    }
+
+    /// Puts another batch behind this one.
+    pub fn extend(&mut self, next: Self) {
+        self.records.extend(next.records);
+        self.payloads.extend(next.payloads);
+        self.done.extend(next.done);
+    }
+}
+
 /// Where the coordinator's records live. Used by one thread; a second engine (`PostgreSQL`, for
 /// fail-over between machines) has the same face.
 pub trait Store: Send {
@@ -30,13 +67,26 @@ pub trait Store: Send {
     /// start again, so that what is durable is read back.
     fn append(&mut self, records: &[String]) -> Result<(), Fault>;
 
+    /// Writes a batch in one transaction, with the same promise as [`append`](Self::append).
+    ///
+    /// # Errors
+    /// As [`append`](Self::append).
+    fn commit(&mut self, batch: &Batch) -> Result<(), Fault>;
+
+    /// All payloads that are kept.
+    ///
+    /// # Errors
+    /// `STORE_FAILED`, also when some are damaged.
+    fn load_payloads(&mut self) -> Result<BTreeMap<PayloadKey, Payloads>, Fault>;
+
     /// All records, in the order in which they were appended.
     ///
     /// # Errors
     /// `STORE_FAILED`.
     fn load(&mut self) -> Result<Vec<String>, Fault>;
 
-    /// Puts other records in the place of all there are, in one transaction: compaction.
+    /// Puts other records in the place of all there are, in one transaction: compaction. Payloads
+    /// stay as they are.
     ///
     /// # Errors
     /// As [`append`](Self::append).
@@ -74,6 +124,8 @@ pub fn next_epoch(store: &mut dyn Store) -> Result<volley_protocol::Epoch, Fault
 
 #[cfg(test)]
 mod tests {
+    use volley_protocol::payload::PayloadWriter;
+
     use super::*;
 
     /// What every engine must do.
@@ -92,6 +144,7 @@ mod tests {
         store.replace(&records(&["{\"all\":1}"])).expect("replace");
         store.append(&records(&["{\"then\":2}"])).expect("append");
         assert_eq!(store.load(), Ok(records(&["{\"all\":1}", "{\"then\":2}"])));
+        payloads_conform(store);
         assert_eq!(store.meta_get(META_CLUSTER), Ok(None));
         store.meta_set(META_CLUSTER, "one").expect("set");
         store.meta_set(META_CLUSTER, "two").expect("set");
@@ -105,6 +158,36 @@ mod tests {
                 .message
                 .contains("`many`")
         );
+    }
+
+    fn payloads_conform(store: &mut dyn Store) {
+        let key = |start| PayloadKey {
+            job: JobId(u128::MAX - 1),
+            start,
+        };
+        let payloads = |texts: &[&str]| {
+            let mut writer = PayloadWriter::default();
+            assert!(texts.iter().all(|text| writer.push(text.as_bytes())));
+            Payloads::parse(texts.len() as u64, writer.take()).expect("own bytes")
+        };
+        let (one, two) = (payloads(&["a", "", "\0c"]), payloads(&["d"]));
+        let batch = Batch {
+            records: vec!["{\"put\":1}".into()],
+            payloads: vec![(key(0), one.clone()), (key(1 << 40), two.clone())],
+            done: vec![],
+        };
+        store.commit(&batch).expect("commit");
+        let kept = BTreeMap::from([(key(0), one), (key(1 << 40), two.clone())]);
+        assert_eq!(store.load_payloads(), Ok(kept));
+        store.replace(&["{}".into()]).expect("replace");
+        let batch = Batch {
+            done: vec![key(0), key(77)],
+            ..Batch::default()
+        };
+        store.commit(&batch).expect("commit");
+        let kept = BTreeMap::from([(key(1 << 40), two)]);
+        assert_eq!(store.load_payloads(), Ok(kept));
+        assert_eq!(store.load(), Ok(vec!["{}".to_owned()]));
     }
 
     #[test]

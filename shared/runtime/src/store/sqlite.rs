@@ -1,19 +1,29 @@
 //! Records in one SQLite file: `sqlite3 FILE 'select * from record'` shows everything.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehavior, params};
-use volley_protocol::Fault;
+use volley_protocol::codec::Blob;
+use volley_protocol::{Fault, JobId, Payloads};
 
-use super::Store;
+use super::{Batch, PayloadKey, Store};
 use crate::faults;
 
 /// Schema changes in order; the position + 1 is the version. Append only.
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
     CREATE TABLE record (seq INTEGER PRIMARY KEY, body TEXT NOT NULL) STRICT;
     CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
-"];
+",
+    // Payloads of puts: `body` is `volley_protocol::payload`, `job` its sixteen bytes.
+    "
+    CREATE TABLE payload (
+        job BLOB NOT NULL, start INTEGER NOT NULL, count INTEGER NOT NULL, body BLOB NOT NULL,
+        UNIQUE (job, start)) STRICT;
+",
+];
 
 /// The log beside the database is copied into it when it is longer than this. Copying costs an
 /// fsync of both files, so it is done seldom: SQLite's own bound of 4 MiB would slow every
@@ -106,6 +116,47 @@ impl Store for SqliteStore {
         self.write(|transaction| insert(transaction, records))
     }
 
+    fn commit(&mut self, batch: &Batch) -> Result<(), Fault> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        self.write(|transaction| {
+            insert(transaction, &batch.records)?;
+            insert_payloads(transaction, &batch.payloads)?;
+            delete_payloads(transaction, &batch.done)
+        })
+    }
+
+    fn load_payloads(&mut self) -> Result<BTreeMap<PayloadKey, Payloads>, Fault> {
+        let load = || {
+            let mut query = self
+                .db
+                .prepare_cached("SELECT job, start, count, body FROM payload")?;
+            let rows = query.query_map([], |row| {
+                Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
+            })?;
+            rows.collect()
+        };
+        let rows: Vec<([u8; 16], i64, i64, Vec<u8>)> = self.read(load())?;
+        let parse = |(job, start, count, body): ([u8; 16], i64, i64, Vec<u8>)| {
+            let key = PayloadKey {
+                job: JobId(u128::from_be_bytes(job)),
+                start: start.cast_unsigned(),
+            };
+            let payloads = Payloads::parse(count.cast_unsigned(), Blob(body));
+            let payloads = payloads.map_err(|fault| {
+                let reason = format!(
+                    "payloads of job {} at {start} are damaged: {}",
+                    key.job, fault.message
+                );
+                faults::store("use", &self.path, &reason)
+                    .with_hint("check the disk; a damaged file must be restored from a copy")
+            })?;
+            Ok((key, payloads))
+        };
+        rows.into_iter().map(parse).collect()
+    }
+
     fn load(&mut self) -> Result<Vec<String>, Fault> {
         let load = || {
             let mut query = self
@@ -151,6 +202,35 @@ fn insert(transaction: &Transaction<'_>, records: &[String]) -> rusqlite::Result
     records
         .iter()
         .try_for_each(|body| insert.execute([body]).map(|_| ()))
+}
+
+fn insert_payloads(
+    transaction: &Transaction<'_>,
+    payloads: &[(PayloadKey, Payloads)],
+) -> rusqlite::Result<()> {
+    let statement = "INSERT INTO payload (job, start, count, body) VALUES (?, ?, ?, ?)";
+    let mut insert = transaction.prepare_cached(statement)?;
+    payloads.iter().try_for_each(|(key, payloads)| {
+        let (job, start) = columns(*key);
+        let count = (payloads.count() as u64).cast_signed();
+        insert
+            .execute(params![job, start, count, payloads.as_bytes()])
+            .map(|_| ())
+    })
+}
+
+fn delete_payloads(transaction: &Transaction<'_>, keys: &[PayloadKey]) -> rusqlite::Result<()> {
+    let statement = "DELETE FROM payload WHERE job = ? AND start = ?";
+    let mut delete = transaction.prepare_cached(statement)?;
+    keys.iter().try_for_each(|key| {
+        let (job, start) = columns(*key);
+        delete.execute(params![job, start]).map(|_| ())
+    })
+}
+
+/// Big-endian, so that rows sort as ids do and look like them in hexadecimal.
+fn columns(key: PayloadKey) -> ([u8; 16], i64) {
+    (key.job.0.to_be_bytes(), key.start.cast_signed())
 }
 
 /// Durability first: see the decision on the store (D6).
@@ -309,6 +389,35 @@ mod tests {
         drop(store);
         let fault = SqliteStore::open(&path).expect_err("from the future");
         assert!(fault.message.contains("version 99"), "{fault}");
+    }
+
+    #[test]
+    fn a_store_of_the_first_schema_is_brought_up_to_date() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("s");
+        let old = Connection::open(&path).expect("open");
+        old.execute_batch(MIGRATIONS[0]).expect("first schema");
+        old.execute_batch(
+            "CREATE TABLE migration (version INTEGER PRIMARY KEY, applied_at TEXT NOT NULL) STRICT;
+             INSERT INTO migration VALUES (1, 'then');
+             INSERT INTO record (body) VALUES ('{\"n\":0}');",
+        )
+        .expect("what an earlier build left");
+        drop(old);
+        let mut store = SqliteStore::open(&path).expect("open");
+        assert_eq!(store.load(), Ok(records(0..1)));
+        assert_eq!(store.load_payloads(), Ok(BTreeMap::new()));
+    }
+
+    #[test]
+    fn damaged_payloads_are_told_of() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let mut store = SqliteStore::open(&dir.path().join("s")).expect("open");
+        let bad = "INSERT INTO payload VALUES (zeroblob(16), 5, 2, x'0102')";
+        store.db.execute_batch(bad).expect("insert");
+        let fault = store.load_payloads().expect_err("too short");
+        assert_eq!(fault.code, ErrorCode::StoreFailed);
+        assert!(fault.message.contains("at 5 are damaged"), "{fault}");
     }
 
     #[test]
