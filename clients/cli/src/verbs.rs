@@ -6,6 +6,7 @@ pub(crate) mod completions;
 pub(crate) mod doctor;
 pub(crate) mod explain;
 pub(crate) mod job;
+mod lines;
 pub(crate) mod map;
 pub(crate) mod policy;
 pub(crate) mod put;
@@ -35,7 +36,7 @@ pub(crate) fn run(verb: Verb, output: &Output, handoff: Handoff) -> Result<(), S
         Verb::Worker(args) => Ok(roles::worker::run(args, handoff)?),
         Verb::Learner(args) => Ok(roles::learner::run(args, handoff)?),
         Verb::Map(args) => block_on(async |end| map::run(args, output, end).await),
-        Verb::Put(args) => block_on(async |_| put::run(args, output).await),
+        Verb::Put(args) => block_on(async |end| put::run(args, output, end).await),
         Verb::Job(verb) => block_on(async |end| job::run(verb, output, end).await),
         Verb::Run(verb) => block_on(async |_| self::run::run(verb, output).await),
         Verb::Adapter(verb) => block_on(async |_| adapter::run(verb, output).await),

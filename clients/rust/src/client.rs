@@ -36,6 +36,8 @@ pub struct ClientOptions {
     pub absence: Duration,
     /// Read results from the coordinator's files when it is on this machine.
     pub near: bool,
+    /// How long a request waits for room where a bound is reached (`QUEUE_FULL`).
+    pub full_queue: Duration,
 }
 
 impl Default for ClientOptions {
@@ -45,6 +47,7 @@ impl Default for ClientOptions {
             first_contact: Duration::from_secs(2),
             absence: Duration::from_millis(COORDINATOR_ABSENCE_MS_MAX),
             near: true,
+            full_queue: Duration::from_secs(60),
         }
     }
 }
@@ -58,6 +61,7 @@ pub struct Client {
     pub(crate) hello: Hello,
     pub(crate) near: bool,
     absence: Duration,
+    pub(crate) full_queue: Duration,
 }
 
 impl Client {
@@ -136,6 +140,7 @@ impl Client {
             hello,
             near: options.near && address.addr.ip().is_loopback(),
             absence,
+            full_queue: options.full_queue,
         })
     }
 

@@ -245,10 +245,6 @@ impl Driver {
                 id,
                 body: ReplyBody::Fault(fault),
             }) => self.answer(id, Err(fault)),
-            Ok(ClientReply {
-                id,
-                body: ReplyBody::Busy { fault, .. },
-            }) => self.answer(id, Err(fault)),
             Ok(ClientReply { id, body }) => self.answer(id, Ok(body)),
             // Nobody can tell whose answer it is, and asking again would bring it again.
             Err(error) => self.fail_all(&faults::decode(&error)),

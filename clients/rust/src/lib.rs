@@ -16,11 +16,13 @@ mod driver;
 mod faults;
 mod fetch;
 mod near;
+mod puts;
 mod requests;
 mod results;
 
 pub use address::ClusterAddress;
 pub use client::{Client, ClientOptions};
 pub use contact::Contact;
+pub use puts::Putter;
 pub use requests::{Adapters, Progress, Submitted};
 pub use results::{OrderedResults, REORDER_BYTES_MAX, ResultStream};

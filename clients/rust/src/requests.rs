@@ -1,8 +1,9 @@
 //! What a client can ask: one method for each request of the conversation.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use tokio::time::sleep;
 use volley_protocol::adapter::AdapterEntry;
 use volley_protocol::client::{ReplyBody, RequestBody};
 use volley_protocol::job::Extent;
@@ -15,6 +16,7 @@ use crate::client::Client;
 use crate::driver::Answer;
 use crate::faults;
 use crate::fetch;
+use crate::puts::Putter;
 use crate::results::ResultStream;
 
 /// What became of a submit or a put.
@@ -51,7 +53,7 @@ impl Client {
     /// The coordinator's refusal, or `COORDINATOR_UNREACHABLE`.
     pub async fn submit(&self, spec: JobSpec) -> Result<Submitted, Fault> {
         spec.validate()?;
-        accepted(self.ask(RequestBody::Submit(spec)).await?)
+        accepted(self.ask_patiently(RequestBody::Submit(spec)).await?)
     }
 
     /// Adds to an open queue. Repeating it with the same `extent.put` adds nothing.
@@ -59,7 +61,13 @@ impl Client {
     /// # Errors
     /// As [`Client::submit`].
     pub async fn put(&self, job: JobId, extent: Extent) -> Result<Submitted, Fault> {
-        accepted(self.ask(RequestBody::Put { job, extent }).await?)
+        accepted(self.ask_patiently(RequestBody::Put { job, extent }).await?)
+    }
+
+    /// Puts many payloads into an open queue; the queue's groups have `group_size` rollouts.
+    #[must_use]
+    pub fn putter(&self, job: JobId, group_size: u32) -> Putter {
+        Putter::new(self.clone(), job, group_size)
     }
 
     /// All jobs.
@@ -180,6 +188,33 @@ impl Client {
         self.done(RequestBody::AdapterDelete { run, step }).await
     }
 
+    async fn ask_patiently(&self, body: RequestBody) -> Answer {
+        let answer = self.ask(body.clone()).await?;
+        self.be_patient(body, answer).await
+    }
+
+    /// While the answer is that a bound is reached, asks again as long as patience lasts.
+    pub(crate) async fn be_patient(&self, body: RequestBody, first: ReplyBody) -> Answer {
+        let begun = Instant::now();
+        let mut answer = first;
+        while let ReplyBody::Busy {
+            fault,
+            retry_after_ms,
+        } = answer
+        {
+            // Clients that were refused together should not come back together.
+            let jitter = 1.0 + rand::random::<f64>() / 4.0;
+            let wait = Duration::from_millis(retry_after_ms).mul_f64(jitter);
+            if begun.elapsed() + wait > self.full_queue {
+                return Err(fault);
+            }
+            tracing::debug!(%fault, ?wait, "asking again");
+            sleep(wait).await;
+            answer = self.ask(body.clone()).await?;
+        }
+        Ok(answer)
+    }
+
     async fn ask(&self, body: RequestBody) -> Answer {
         let wait_ms = match &body {
             RequestBody::RunProgress { wait_ms, .. }
@@ -199,7 +234,7 @@ impl Client {
     }
 }
 
-fn accepted(reply: ReplyBody) -> Result<Submitted, Fault> {
+pub(crate) fn accepted(reply: ReplyBody) -> Result<Submitted, Fault> {
     match reply {
         ReplyBody::Accepted { job, existed } => Ok(Submitted { job, existed }),
         _ => Err(faults::unexpected("receipt of a job")),

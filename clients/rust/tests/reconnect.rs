@@ -20,6 +20,7 @@ fn options(absence_ms: u64) -> ClientOptions {
         first_contact: Duration::from_millis(300),
         absence: Duration::from_millis(absence_ms),
         near: false,
+        full_queue: Duration::from_secs(5),
     }
 }
 

@@ -5,7 +5,7 @@ use serde::Serialize;
 use crate::environment::Environment;
 use crate::error::EnvError;
 use crate::scenario::Scenario;
-use crate::tasks::{arithmetic, faulty, guess, noop, routing};
+use crate::tasks::{arithmetic, echo, faulty, guess, noop, routing};
 
 /// What a bundled environment is, for lists and help.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -20,6 +20,8 @@ pub struct EnvInfo {
     pub yardsticks: &'static [Yardstick],
     /// Settings it takes.
     pub config_keys: &'static [ConfigKey],
+    /// What its payload is; `None` where it takes none.
+    pub payload: Option<&'static str>,
 }
 
 /// The mean reward of a known strategy.
@@ -42,8 +44,9 @@ pub struct ConfigKey {
 
 type Maker = fn(&Scenario) -> Result<Box<dyn Environment>, EnvError>;
 
-const CATALOG: [EnvInfo; 5] = [
+const CATALOG: [EnvInfo; 6] = [
     arithmetic::INFO,
+    echo::INFO,
     faulty::INFO,
     guess::INFO,
     noop::INFO,
@@ -52,6 +55,7 @@ const CATALOG: [EnvInfo; 5] = [
 
 const MAKERS: [Maker; CATALOG.len()] = [
     arithmetic::make,
+    echo::make,
     faulty::make,
     guess::make,
     noop::make,
@@ -67,7 +71,7 @@ pub const fn catalog() -> &'static [EnvInfo] {
 /// Makes the environment of that name for a scenario.
 ///
 /// An unknown name is `ENV_UNKNOWN`, with all names and the nearest one; a setting that the
-/// environment does not take is `INVALID_REQUEST`.
+/// environment does not take, or a payload for one that takes none, is `INVALID_REQUEST`.
 pub fn create(name: &str, scenario: &Scenario) -> Result<Box<dyn Environment>, EnvError> {
     let found = CATALOG
         .iter()
@@ -82,6 +86,12 @@ pub fn create(name: &str, scenario: &Scenario) -> Result<Box<dyn Environment>, E
         });
     };
     check_keys(info, scenario)?;
+    if info.payload.is_none() && !scenario.payload.is_empty() {
+        return Err(EnvError::Payload {
+            env: info.name,
+            reason: "it takes none".to_owned(),
+        });
+    }
     make(scenario)
 }
 
@@ -161,7 +171,7 @@ mod tests {
         assert_eq!(
             error.to_string(),
             "there is no environment 'arithmatic', did you mean 'arithmetic'?; \
-             known: arithmetic, faulty, guess, noop, routing"
+             known: arithmetic, echo, faulty, guess, noop, routing"
         );
     }
 
@@ -187,6 +197,28 @@ mod tests {
         assert_eq!(
             error("guess", &scenario).to_string(),
             "environment 'guess', config key 'evry': it takes no settings"
+        );
+    }
+
+    #[test]
+    fn a_payload_is_refused_where_none_is_taken() {
+        let scenario = Scenario {
+            payload: b"x".to_vec(),
+            ..Scenario::new(Split::Train, 0)
+        };
+        let takes: Vec<_> = catalog()
+            .iter()
+            .filter(|info| create(info.name, &scenario).is_ok())
+            .map(|info| info.name)
+            .collect();
+        assert_eq!(takes, ["echo", "noop"]);
+        let error = error("guess", &scenario);
+        assert_eq!(
+            (error.code(), &*error.to_string()),
+            (
+                "INVALID_REQUEST",
+                "environment 'guess', payload: it takes none"
+            )
         );
     }
 

@@ -30,6 +30,14 @@ pub enum EnvError {
         /// What is wrong, and what would be right.
         reason: String,
     },
+    /// The scenario has a payload that the environment cannot use.
+    #[error("environment '{env}', payload: {reason}")]
+    Payload {
+        /// The environment's name.
+        env: &'static str,
+        /// What is wrong.
+        reason: String,
+    },
     /// The environment's code panicked.
     #[error("the environment panicked: {message}{}", at(.location))]
     Panic {
@@ -72,7 +80,7 @@ impl EnvError {
     pub const fn code(&self) -> &'static str {
         match self {
             Self::Unknown { .. } => "ENV_UNKNOWN",
-            Self::Config { .. } => "INVALID_REQUEST",
+            Self::Config { .. } | Self::Payload { .. } => "INVALID_REQUEST",
             Self::Panic { .. } => "ENV_PANIC",
             Self::Failed { .. } => "ENV_FAILED",
             Self::RewardInvalid { .. } => "REWARD_INVALID",

@@ -1,6 +1,7 @@
 //! The bundled environments, one file each, and what they share.
 
 pub(crate) mod arithmetic;
+pub(crate) mod echo;
 pub(crate) mod faulty;
 pub(crate) mod guess;
 pub(crate) mod noop;

@@ -123,6 +123,12 @@ impl PayloadWriter {
         self.ends.len() / END_BYTES
     }
 
+    /// What they take, with their ends.
+    #[must_use]
+    pub const fn size_bytes(&self) -> usize {
+        self.ends.len() + self.payloads.len()
+    }
+
     /// Adds a payload; false when it does not fit this put any more (or, as the first one, any).
     #[must_use]
     pub fn push(&mut self, payload: &[u8]) -> bool {

@@ -55,6 +55,15 @@ impl<'h> Cluster<'h> {
         self.root = self.home.start(&self.command);
     }
 
+    /// The same command with other options, when the process before is gone with its lock.
+    pub(crate) fn start_again_with(&mut self, options: &[&str]) {
+        self.command.truncate(3);
+        let options = options.iter().map(|option| (*option).to_owned());
+        self.command.extend(options);
+        self.start_again();
+        self.wait_until_it_answers();
+    }
+
     fn wait_until_it_answers(&mut self) {
         until("the cluster answers", || {
             assert!(!self.root.has_ended(), "it ended: {}", self.root.err());

@@ -15,6 +15,7 @@ mod launcher;
 mod map;
 mod memory;
 mod process;
+mod put;
 mod recipe;
 mod resume;
 mod scaling;

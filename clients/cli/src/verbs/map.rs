@@ -11,7 +11,7 @@ use volley_protocol::{Fault, JobId};
 
 use super::Interruption;
 use super::record::{self, Tally};
-use super::work::WorkArgs;
+use super::work::{Seeds, WorkArgs};
 use crate::args::{ClusterArgs, FormatArgs};
 use crate::errors::{FAILED, Stop};
 use crate::output::Output;
@@ -22,6 +22,9 @@ use crate::text;
 pub(crate) struct MapArgs {
     #[command(flatten)]
     work: WorkArgs,
+    /// Seeds of the scenarios, for example 0..1024; the end is not played.
+    #[arg(long, value_name = "A..B")]
+    seeds: Seeds,
     /// Rollouts of each seed, played with the same adapter version and compared with each other.
     #[arg(long, value_name = "G", default_value_t = 1)]
     group: u32,
@@ -38,14 +41,18 @@ pub(crate) struct MapArgs {
 }
 
 pub(crate) async fn run(args: MapArgs, output: &Output, end: &Interruption) -> Result<(), Stop> {
-    args.work.environment()?;
+    args.work.environment(args.seeds.sample())?;
     let client = super::connect(&args.cluster, "volley map").await?;
     let job = args.job.unwrap_or_else(|| JobId(rand::random()));
     let name = format!("map {}", args.work.env);
-    let mut spec = args.work.spec(&client, job, JobKind::Map, name).await?;
-    spec.first_instance = args.work.seeds.0.start;
+    let sample = args.seeds.sample();
+    let mut spec = args
+        .work
+        .spec(&client, job, JobKind::Map, name, sample)
+        .await?;
+    spec.first_instance = args.seeds.0.start;
     spec.group_size = args.group;
-    let rollouts = args.work.seeds.count().checked_mul(u64::from(args.group));
+    let rollouts = args.seeds.count().checked_mul(u64::from(args.group));
     spec.rollouts = rollouts.ok_or_else(|| Stop::usage("seeds times --group overflow"))?;
     let rollouts = spec.rollouts;
     let show = Show::new(output, args.format.json, Some(rollouts));

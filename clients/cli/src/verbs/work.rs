@@ -23,9 +23,6 @@ const KEEP: Duration = Duration::from_secs(24 * 3_600);
 pub(crate) struct WorkArgs {
     /// Environment: arithmetic, guess, routing, …
     pub(crate) env: String,
-    /// Seeds of the scenarios, for example 0..1024; the end is not played.
-    #[arg(long, value_name = "A..B")]
-    pub(crate) seeds: Seeds,
     /// Instances for training, or those held out.
     #[arg(long, value_enum, default_value_t = SplitArg::Eval)]
     split: SplitArg,
@@ -56,6 +53,17 @@ pub(crate) struct WorkArgs {
     /// Seed of the sampling: the same seeds give the same tokens.
     #[arg(long, value_name = "S", default_value_t = 0)]
     sampling_seed: u64,
+    /// Work of a higher priority is always served first: -100 to 100.
+    #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true,
+          value_parser = clap::value_parser!(i8).range(-100..=100))]
+    priority: i8,
+}
+
+/// One episode of what is to be played, to try the environment with.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Sample<'a> {
+    pub(crate) instance: u64,
+    pub(crate) payload: &'a [u8],
 }
 
 /// Training or held-out instances.
@@ -94,6 +102,14 @@ impl FromStr for Seeds {
 }
 
 impl Seeds {
+    /// The first of them.
+    pub(crate) fn sample(&self) -> Sample<'static> {
+        Sample {
+            instance: self.0.start,
+            payload: &[],
+        }
+    }
+
     /// How many.
     pub(crate) fn count(&self) -> u64 {
         self.0.end - self.0.start
@@ -109,8 +125,9 @@ impl WorkArgs {
         job: JobId,
         kind: JobKind,
         name: String,
+        sample: Sample<'_>,
     ) -> Result<JobSpec, Fault> {
-        let env = self.environment()?;
+        let env = self.environment(sample)?;
         Ok(JobSpec {
             job,
             name,
@@ -135,12 +152,12 @@ impl WorkArgs {
             sink: SinkRef::Relay,
             keep_ms: KEEP.as_millis() as u64,
             take: None,
-            priority: 0,
+            priority: self.priority,
         })
     }
 
     /// What can be said without a cluster.
-    pub(crate) fn environment(&self) -> Result<EnvSpec, Fault> {
+    pub(crate) fn environment(&self, sample: Sample<'_>) -> Result<EnvSpec, Fault> {
         let config: BTreeMap<String, String> = self.options.iter().cloned().collect();
         let (split, env_split) = match self.split {
             SplitArg::Eval => (Split::Eval, volley_env::Split::Eval),
@@ -148,9 +165,9 @@ impl WorkArgs {
         };
         let scenario = volley_env::Scenario {
             split: env_split,
-            instance: self.seeds.0.start,
+            instance: sample.instance,
             config: config.clone(),
-            payload: Vec::new(),
+            payload: sample.payload.to_vec(),
         };
         match volley_env::create(&self.env, &scenario) {
             Ok(_) => Ok(EnvSpec {

@@ -1,5 +1,7 @@
 //! A coordinator that knows just enough to be restarted in the middle of a job.
 
+#![allow(dead_code)] // Each test file uses its part.
+
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 

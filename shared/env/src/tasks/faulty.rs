@@ -42,6 +42,7 @@ pub(crate) const INFO: EnvInfo = EnvInfo {
             help: "pause of the mode 'slow' before its sound reward (default 1000)",
         },
     ],
+    payload: None,
 };
 
 pub(crate) fn make(scenario: &Scenario) -> Result<Box<dyn Environment>, EnvError> {

@@ -40,6 +40,7 @@ pub(crate) const INFO: EnvInfo = EnvInfo {
         },
     ],
     config_keys: &[],
+    payload: None,
 };
 
 pub(crate) fn make(scenario: &Scenario) -> Result<Box<dyn Environment>, EnvError> {

@@ -30,6 +30,7 @@ pub(crate) const INFO: EnvInfo = EnvInfo {
         name: "sleep_ms",
         help: "how long an episode takes (default 0)",
     }],
+    payload: Some("anything; it is not looked at"),
 };
 
 pub(crate) fn make(scenario: &Scenario) -> Result<Box<dyn Environment>, EnvError> {
