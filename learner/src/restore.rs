@@ -13,9 +13,7 @@ use volley_learner_core::{Config, Restored as CoreState, Schedule};
 use volley_protocol::adapter::{AdapterEntry, AdapterVersion};
 use volley_protocol::fault::{ErrorCode, Fault};
 use volley_protocol::ids::{JobId, RolloutId, RunId};
-use volley_protocol::job::{
-    EnvSpec, JobKind, JobSpec, PolicyRef, RetryPolicy, SamplingSpec, SinkRef, Split,
-};
+use volley_protocol::job::{EnvSpec, JobKind, JobSpec, PolicyRef, SamplingSpec, SinkRef, Split};
 use volley_protocol::run::RunInfo;
 use volley_protocol::{Digest, RangeSet, Trajectory};
 use volley_runtime::memory::available_bytes;
@@ -330,7 +328,8 @@ fn job(recipe: &Recipe, run: RunId) -> JobSpec {
             seed: train.seed,
             stop: recipe.sampling.stop.clone(),
         },
-        retry: RetryPolicy::default(),
+        // A recipe was checked when it was read.
+        retry: recipe.retry.policy().unwrap_or_default(),
         sink: SinkRef::Learner(run),
         keep_ms: KEEP_MS,
         take: None,

@@ -6,6 +6,7 @@
 use serde_json::{Value, json};
 use volley_protocol::AdapterVersion;
 use volley_protocol::adapter::AdapterEntry;
+use volley_protocol::dead::DeadLetter;
 use volley_protocol::fault::Fault;
 use volley_protocol::job::{JobKind, JobState};
 use volley_protocol::run::{RunState, RunSummary, StepReport};
@@ -36,7 +37,23 @@ pub(crate) fn job(job: &JobSummary) -> Value {
         "failed": job.failed,
         "retries": job.retries,
         "last_failure": last_failure,
+        "cancelled": job.cancelled,
+        "take": job.take,
         "priority": job.priority,
+    })
+}
+
+/// A rollout that was given up.
+pub(crate) fn dead_letter(letter: &DeadLetter) -> Value {
+    json!({
+        "index": letter.index,
+        "instance": letter.instance,
+        "error": fault(&letter.fault),
+        "failures": letter.failures,
+        "losses": letter.losses,
+        "returns": letter.returns,
+        "at_ms": letter.at_ms,
+        "retried_as": letter.retried_as.map(|job| job.to_string()),
     })
 }
 
@@ -140,6 +157,7 @@ pub(crate) fn snapshot(snapshot: &ClusterSnapshot, health: &str) -> Value {
         },
         "problems": snapshot.problems,
         "notices": notices.collect::<Vec<_>>(),
+        "dead_letters": snapshot.dead_letters,
     })
 }
 

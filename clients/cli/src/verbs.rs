@@ -11,6 +11,7 @@ pub(crate) mod map;
 pub(crate) mod policy;
 pub(crate) mod put;
 mod record;
+mod retry;
 pub(crate) mod run;
 mod work;
 

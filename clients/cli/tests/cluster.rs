@@ -10,10 +10,11 @@ use serde_json::Value;
 use support::{FakeCluster, page};
 use tokio::io::AsyncReadExt as _;
 use tokio::process::Command;
-use volley_protocol::JobId;
 use volley_protocol::client::{ReplyBody, RequestBody};
+use volley_protocol::dead::DeadLetter;
 use volley_protocol::job::{JobKind, JobState, SinkRef};
 use volley_protocol::snapshot::{ClusterSnapshot, JobSummary, ScalingSummary};
+use volley_protocol::{ErrorCode, Fault, JobId};
 
 struct Ended {
     status: i32,
@@ -281,6 +282,118 @@ async fn readers_speak_json() {
         "{}",
         ended.err
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn failures_are_told_and_a_detached_map_leaves_its_id() {
+    let mut cluster = FakeCluster::new();
+    cluster.start(pages);
+    let args = [
+        "map",
+        "guess",
+        "--seeds",
+        "0..6",
+        "--detach",
+        "--take",
+        "2",
+        "--retry-on",
+        "ENV_FAILED,timeout",
+        "--retry-never",
+        "reward_invalid",
+        "--losses",
+        "1",
+        "--schedule-to-start",
+        "30s",
+        "--start-to-close",
+        "1m",
+        "--schedule-to-close",
+        "5m",
+        "--heartbeat",
+        "4s",
+    ];
+    let ended = run(&cluster, &args).await;
+    assert_eq!(ended.status, 0, "{}", ended.err);
+    let job: JobId = ended.out.trim_end().parse().expect("an id");
+    {
+        let asked = cluster.asked.lock().expect("no panic");
+        let [RequestBody::Submit(spec)] = &asked[..] else {
+            panic!("one request: {asked:?}")
+        };
+        assert_eq!(spec.job, job);
+        assert_eq!(spec.take.map(|take| take.results), Some(2));
+        let retry = &spec.retry;
+        assert_eq!((retry.retries, retry.losses), (3, 1));
+        let on = [ErrorCode::EnvFailed, ErrorCode::AttemptTimeout];
+        assert_eq!(retry.on, on.into());
+        assert_eq!(retry.never, [ErrorCode::RewardInvalid].into());
+        let times = (retry.schedule_to_start_ms, retry.start_to_close_ms);
+        assert_eq!(times, (30_000, 60_000));
+        assert_eq!(
+            (retry.schedule_to_close_ms, retry.heartbeat_ms),
+            (300_000, 4_000)
+        );
+    }
+    let slip = ["put", "guess", "--seeds", "0..6", "--retry-on", "ENV_PANIK"];
+    let ended = run(&cluster, &slip).await;
+    assert_eq!(ended.status, 2, "{}", ended.err);
+    assert!(ended.err.contains("did you mean `ENV_PANIC`?"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_are_waited_for_and_their_dead_letters_tried_anew() {
+    let mut cluster = FakeCluster::new();
+    cluster.start(|body| match body {
+        RequestBody::DeadLetters(_) => Some(ReplyBody::DeadLetters(vec![DeadLetter {
+            index: 3,
+            instance: 103,
+            fault: Fault::new(ErrorCode::PoisonRollout, "4 workers"),
+            failures: 0,
+            losses: 4,
+            returns: 0,
+            at_ms: 5,
+            retried_as: None,
+        }])),
+        RequestBody::JobRetry { retry, .. } => Some(ReplyBody::Accepted {
+            job: *retry,
+            existed: false,
+        }),
+        RequestBody::JobShow(id) => Some(ReplyBody::Jobs(vec![JobSummary { job: *id, ..job() }])),
+        other => pages(other),
+    });
+    let ended = run(&cluster, &["job", "wait", "nightly", "--timeout", "100ms"]).await;
+    assert_eq!(ended.status, 75, "{}", ended.err);
+    assert!(ended.err.contains("error[WAIT_TIMEOUT]"), "{}", ended.err);
+    let ended = run(&cluster, &["job", "dead", "nightly", "--json"]).await;
+    assert_eq!(ended.status, 0, "{}", ended.err);
+    let object: Value = serde_json::from_str(&ended.out).expect("JSON");
+    assert_eq!(
+        (&object["schema"], &object["failed"]),
+        (&"volley.dead/1".into(), &6.into())
+    );
+    let letter = &object["dead_letters"][0];
+    assert_eq!(
+        (&letter["index"], &letter["losses"]),
+        (&3.into(), &4.into())
+    );
+    assert_eq!(letter["error"]["code"], "POISON_ROLLOUT");
+    let ended = run(&cluster, &["job", "dead", "nightly"]).await;
+    assert!(
+        ended.out.contains("POISON_ROLLOUT: 4 workers"),
+        "{}",
+        ended.out
+    );
+    assert!(ended.err.contains("5 more were given up"), "{}", ended.err);
+    let ended = run(&cluster, &["job", "retry", "nightly"]).await;
+    assert_eq!(ended.status, 2, "which ones? {}", ended.err);
+    let ended = run(&cluster, &["job", "retry", "nightly", "--index", "3"]).await;
+    assert_eq!(ended.status, 0, "{}", ended.err);
+    let retry: JobId = ended.out.trim_end().parse().expect("an id");
+    let asked = cluster.asked.lock().expect("no panic");
+    assert!(asked.contains(&RequestBody::JobRetry {
+        job: job().job,
+        retry,
+        indices: vec![3],
+    }));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use tokio::time::sleep;
 use volley_protocol::adapter::AdapterEntry;
 use volley_protocol::client::{ReplyBody, RequestBody};
+use volley_protocol::dead::DeadLetter;
 use volley_protocol::job::Extent;
 use volley_protocol::limits::POLL_WAIT_MS_MAX;
 use volley_protocol::run::{RunState, RunSummary, StepReport};
@@ -99,6 +100,36 @@ impl Client {
     /// `NOT_FOUND`, or `COORDINATOR_UNREACHABLE`.
     pub async fn cancel(&self, job: JobId) -> Result<(), Fault> {
         self.done(RequestBody::JobCancel(job)).await
+    }
+
+    /// Rollouts of a job that were given up: the newest of them, oldest first.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`, or `COORDINATOR_UNREACHABLE`.
+    pub async fn dead_letters(&self, job: JobId) -> Result<Vec<DeadLetter>, Fault> {
+        match self.ask(RequestBody::DeadLetters(job)).await? {
+            ReplyBody::DeadLetters(letters) => Ok(letters),
+            _ => Err(faults::unexpected("list of dead letters")),
+        }
+    }
+
+    /// Tries dead letters of a job anew, as the job `retry`; all that were not yet, when `indices`
+    /// is empty. Repeating it under the same id adds nothing.
+    ///
+    /// # Errors
+    /// `NOT_FOUND` when there are none, `INVALID_REQUEST` when the results are a learner's.
+    pub async fn retry(
+        &self,
+        job: JobId,
+        retry: JobId,
+        indices: Vec<u64>,
+    ) -> Result<Submitted, Fault> {
+        let body = RequestBody::JobRetry {
+            job,
+            retry,
+            indices,
+        };
+        accepted(self.ask(body).await?)
     }
 
     /// Results of a job from its beginning, in the order in which they were settled.

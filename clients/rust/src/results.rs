@@ -35,6 +35,8 @@ pub struct ResultStream {
     file: Option<NearFile>,
     /// Nothing follows the file.
     last: bool,
+    /// Finished rollouts that are still wanted; `None` when all are.
+    wanted: Option<u64>,
     ended: bool,
 }
 
@@ -51,8 +53,17 @@ impl ResultStream {
             ready: VecDeque::new(),
             asked: None,
             seen: RangeSet::new(),
+            wanted: None,
             ended: false,
         }
+    }
+
+    /// Ends after this many finished rollouts, in the order in which they were settled; 0 is no
+    /// bound. A job that takes a few may have a few more, which were delivered in the same moment.
+    #[must_use]
+    pub fn first(mut self, finished: u64) -> Self {
+        self.wanted = (finished > 0).then_some(finished);
+        self
     }
 
     /// Which job.
@@ -64,7 +75,7 @@ impl ResultStream {
     /// Is a result at hand, so that [`ResultStream::next`] will not wait?
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        !self.ready.is_empty()
+        !self.ready.is_empty() && self.wanted != Some(0)
     }
 
     /// The next result; `None` when every rollout of the job has come. Cancel-safe.
@@ -74,7 +85,13 @@ impl ResultStream {
     /// error the same page is asked for again.
     pub async fn next(&mut self) -> Result<Option<ResultRecord>, Fault> {
         loop {
+            if self.wanted == Some(0) {
+                return Ok(None);
+            }
             if let Some(record) = self.ready.pop_front() {
+                if let (Some(wanted), ResultRecord::Finished(_)) = (&mut self.wanted, &record) {
+                    *wanted -= 1;
+                }
                 return Ok(Some(record));
             }
             if self.ended {
@@ -265,7 +282,7 @@ impl OrderedResults {
 }
 
 /// What a record roughly takes in memory.
-fn size_of_record(record: &ResultRecord) -> usize {
+pub(crate) fn size_of_record(record: &ResultRecord) -> usize {
     match record {
         ResultRecord::Finished(trajectory) => {
             let texts = trajectory.header.transcript.iter();

@@ -1,14 +1,17 @@
 //! `volley job`: what is queued, what became of it, and its end.
 
+mod dead;
+mod wait;
+
 use clap::{Args, Subcommand};
 use serde_json::json;
-use volley_client::Client;
+use volley_client::{Client, Outcomes};
 use volley_protocol::job::JobKind;
 use volley_protocol::snapshot::JobSummary;
 use volley_protocol::{ErrorCode, Fault, JobId};
 
 use super::Interruption;
-use super::map::{Results, Show};
+use super::map::{Due, Show, order};
 use crate::args::{ClusterArgs, FormatArgs};
 use crate::errors::Stop;
 use crate::json as objects;
@@ -16,7 +19,7 @@ use crate::output::Output;
 use crate::table::{Align, Table};
 use crate::text;
 
-/// List, show, cancel jobs; read their results.
+/// List, show, cancel jobs; wait for them; read their results and what was given up.
 #[derive(Debug, Subcommand)]
 pub(crate) enum JobVerb {
     /// All jobs that the coordinator still knows.
@@ -27,6 +30,12 @@ pub(crate) enum JobVerb {
     Cancel(CancelArgs),
     /// Results of a job, as `volley map` prints them.
     Results(ResultsArgs),
+    /// Wait until a job has ended.
+    Wait(wait::WaitArgs),
+    /// Rollouts of a job that were given up, with their last error.
+    Dead(dead::DeadArgs),
+    /// Try rollouts anew that were given up, in a job of their own.
+    Retry(dead::RetryJobArgs),
 }
 
 #[derive(Debug, Args)]
@@ -77,6 +86,9 @@ pub(crate) async fn run(verb: JobVerb, output: &Output, end: &Interruption) -> R
         JobVerb::Show(args) => show(args, output).await,
         JobVerb::Cancel(args) => cancel(args, output).await,
         JobVerb::Results(args) => results(args, output, end).await,
+        JobVerb::Wait(args) => wait::run(args, output, end).await,
+        JobVerb::Dead(args) => dead::list(args, output).await,
+        JobVerb::Retry(args) => dead::retry(args, output).await,
     }
 }
 
@@ -159,9 +171,16 @@ fn page(job: &JobSummary) -> Vec<String> {
         ),
         line("leased", text::count(job.leased)),
         line("done", text::count(job.accepted)),
-        line("failed", text::count(job.failed)),
+        line("failed", failed(job)),
+        line("cancelled", text::count(job.cancelled)),
         line("retries", text::count(job.retries)),
     ];
+    if job.take > 0 {
+        lines.push(line(
+            "takes",
+            format!("the first {}", text::count(job.take)),
+        ));
+    }
     if let Some((code, message)) = &job.last_failure {
         lines.push(line(
             "last failure",
@@ -169,6 +188,18 @@ fn page(job: &JobSummary) -> Vec<String> {
         ));
     }
     lines
+}
+
+/// How many were given up, and where to read why.
+fn failed(job: &JobSummary) -> String {
+    let failed = text::count(job.failed);
+    if job.failed == 0 {
+        return failed;
+    }
+    format!(
+        "{failed} (dead letters: volley job dead {})",
+        &job.job.to_string()[..12]
+    )
 }
 
 async fn cancel(args: CancelArgs, output: &Output) -> Result<(), Stop> {
@@ -196,10 +227,12 @@ async fn results(args: ResultsArgs, output: &Output, end: &Interruption) -> Resu
     } else {
         client.results_so_far(job)
     };
-    let due = (args.follow && summary.kind == JobKind::Map).then_some(summary.rollouts);
+    let stream = stream.first(summary.take);
+    let ends = args.follow && summary.kind != JobKind::Queue;
+    let due = ends.then_some(Due::of(summary.rollouts, summary.take));
     let show = Show::new(output, args.format.json, due);
     end.leaves(job);
-    let outcome = show.all(Results::new(stream, args.ordered)).await;
+    let outcome = show.all(Outcomes::new(stream, order(args.ordered))).await;
     client.close().await;
     outcome
 }
@@ -269,5 +302,9 @@ mod tests {
         let page = page(&job()).join("\n");
         assert!(page.contains("last failure ENV_PANIC: bad state"), "{page}");
         assert!(page.contains("512 (500 may run now)"));
+        assert!(
+            page.contains("10 (dead letters: volley job dead abcd00000000)"),
+            "{page}"
+        );
     }
 }

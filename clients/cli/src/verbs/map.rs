@@ -1,13 +1,14 @@
 //! `volley map`: plays an environment over seeds; every result is printed as it lands.
 
+use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
-use volley_client::{OrderedResults, ResultStream};
-use volley_protocol::client::ResultRecord;
-use volley_protocol::job::JobKind;
-use volley_protocol::{Fault, JobId};
+use serde_json::json;
+use volley_client::{Client, Order, Outcomes};
+use volley_protocol::JobId;
+use volley_protocol::job::{JobKind, JobSpec, Take};
 
 use super::Interruption;
 use super::record::{self, Tally};
@@ -31,6 +32,12 @@ pub(crate) struct MapArgs {
     /// Print results by index instead of as they complete.
     #[arg(long)]
     ordered: bool,
+    /// Be done with the first N results; the rest is cancelled. Short episodes are the first.
+    #[arg(long, value_name = "N")]
+    take: Option<NonZeroU64>,
+    /// Print the job's id and return; its results wait for `volley job results`.
+    #[arg(long, conflicts_with = "ordered")]
+    detach: bool,
     /// Id of the job; repeating a finished one brings its results again. Default: a new one.
     #[arg(long, value_name = "ID")]
     job: Option<JobId>,
@@ -41,7 +48,7 @@ pub(crate) struct MapArgs {
 }
 
 pub(crate) async fn run(args: MapArgs, output: &Output, end: &Interruption) -> Result<(), Stop> {
-    args.work.environment(args.seeds.sample())?;
+    args.work.check(args.seeds.sample())?;
     let client = super::connect(&args.cluster, "volley map").await?;
     let job = args.job.unwrap_or_else(|| JobId(rand::random()));
     let name = format!("map {}", args.work.env);
@@ -55,48 +62,80 @@ pub(crate) async fn run(args: MapArgs, output: &Output, end: &Interruption) -> R
     let rollouts = args.seeds.count().checked_mul(u64::from(args.group));
     spec.rollouts = rollouts.ok_or_else(|| Stop::usage("seeds times --group overflow"))?;
     let rollouts = spec.rollouts;
-    let show = Show::new(output, args.format.json, Some(rollouts));
+    spec.take = args.take.map(|results| Take {
+        results: results.get(),
+        bias_ok: false,
+    });
+    if args.detach {
+        return detach(&client, spec, output, args.format.json).await;
+    }
+    let due = Due::of(rollouts, spec.take.map_or(0, |take| take.results));
+    let show = Show::new(output, args.format.json, Some(due));
     end.leaves(job);
-    client.submit(spec).await?;
+    let handle = client.spawn(spec).await?;
     output.talk(&format!(
         "job {job}: {} rollouts of {}",
         text::count(rollouts),
         args.work.env
     ));
-    let outcome = show
-        .all(Results::new(client.results(job), args.ordered))
-        .await;
+    let outcome = show.all(handle.outcomes(order(args.ordered))).await;
     client.close().await;
     outcome
 }
 
-/// Results in one order or the other.
-#[derive(Debug)]
-pub(crate) enum Results {
-    AsCompleted(ResultStream),
-    Ordered(OrderedResults),
+/// Leaves the job behind; only its id is data.
+async fn detach(client: &Client, spec: JobSpec, output: &Output, json: bool) -> Result<(), Stop> {
+    let rollouts = spec.rollouts;
+    let job = client.spawn(spec).await?.job();
+    client.clone().close().await;
+    if json {
+        return output.json(&json!({ "job": job.to_string(), "rollouts": rollouts }));
+    }
+    output.talk(&format!(
+        "{} rollouts submitted; results:",
+        text::count(rollouts)
+    ));
+    output.talk(&format!("  volley job results {job} --follow"));
+    output.data(job)
 }
 
-impl Results {
-    pub(crate) fn new(stream: ResultStream, ordered: bool) -> Self {
-        if ordered {
-            Self::Ordered(OrderedResults::new(stream))
-        } else {
-            Self::AsCompleted(stream)
+pub(crate) const fn order(ordered: bool) -> Order {
+    if ordered {
+        Order::ByIndex
+    } else {
+        Order::AsCompleted
+    }
+}
+
+/// What a job is to bring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Due {
+    /// A result or a failure for each rollout.
+    All(u64),
+    /// So many results.
+    First(u64),
+}
+
+impl Due {
+    /// Of a job with so many rollouts that takes so many results; 0 takes all.
+    pub(crate) const fn of(rollouts: u64, take: u64) -> Self {
+        match take {
+            0 => Self::All(rollouts),
+            take => Self::First(take),
         }
     }
 
-    async fn next(&mut self) -> Result<Option<ResultRecord>, Fault> {
+    const fn count(self) -> u64 {
         match self {
-            Self::AsCompleted(stream) => stream.next().await,
-            Self::Ordered(results) => results.next().await,
+            Self::All(count) | Self::First(count) => count,
         }
     }
 
-    fn is_ready(&self) -> bool {
+    /// How many of them are there.
+    fn done(self, tally: &Tally) -> u64 {
         match self {
-            Self::AsCompleted(stream) => stream.is_ready(),
-            Self::Ordered(results) => results.is_ready(),
+            Self::All(_) => tally.settled(),
+            Self::First(_) => tally.finished,
         }
     }
 }
@@ -106,14 +145,15 @@ pub(crate) struct Show<'a> {
     output: &'a Output,
     json: bool,
     /// How many are due, if that is known.
-    due: Option<u64>,
+    due: Option<Due>,
     bar: Option<ProgressBar>,
     begun: Instant,
 }
 
 impl<'a> Show<'a> {
-    pub(crate) fn new(output: &'a Output, json: bool, due: Option<u64>) -> Self {
-        let bar = due.filter(|_| output.shows_progress()).map(progress_bar);
+    pub(crate) fn new(output: &'a Output, json: bool, due: Option<Due>) -> Self {
+        let shown = due.filter(|_| output.shows_progress());
+        let bar = shown.map(|due| progress_bar(due.count()));
         Self {
             output,
             json,
@@ -124,7 +164,7 @@ impl<'a> Show<'a> {
     }
 
     /// Prints every result and what they add up to.
-    pub(crate) async fn all(&self, mut results: Results) -> Result<(), Stop> {
+    pub(crate) async fn all(&self, mut results: Outcomes) -> Result<(), Stop> {
         let mut tally = Tally::default();
         let outcome = self.each(&mut results, &mut tally).await;
         if let Some(bar) = &self.bar {
@@ -132,18 +172,24 @@ impl<'a> Show<'a> {
         }
         outcome?;
         let told = tally.conclude(self.due.map(|_| self.begun.elapsed()), self.output);
-        match self.due.filter(|due| *due != tally.settled()) {
+        match self.due.filter(|due| due.done(&tally) != due.count()) {
             Some(due) => {
-                let message = format!("the job ended with {} of {due} results", tally.settled());
-                self.output.talk(&format!("{message}: it was cancelled"));
+                let (done, count) = (due.done(&tally), due.count());
+                let why = match due {
+                    Due::All(_) => "it was cancelled",
+                    Due::First(_) => "it was cancelled, or too many failed",
+                };
+                self.output.talk(&format!(
+                    "the job ended with {done} of {count} results: {why}"
+                ));
                 Err(Stop::Status(FAILED))
             }
             None => told,
         }
     }
 
-    async fn each(&self, results: &mut Results, tally: &mut Tally) -> Result<(), Stop> {
-        while let Some(record) = results.next().await? {
+    async fn each(&self, results: &mut Outcomes, tally: &mut Tally) -> Result<(), Stop> {
+        while let Some(record) = results.next_record().await? {
             if self.json {
                 self.output.json(&record::object(&record))?;
             } else {
@@ -154,7 +200,7 @@ impl<'a> Show<'a> {
             if !results.is_ready() {
                 self.output.flush()?;
                 if let Some(bar) = &self.bar {
-                    bar.set_position(tally.settled());
+                    bar.set_position(self.due.map_or(0, |due| due.done(tally)));
                     bar.set_message(progress_words(tally));
                 }
             }

@@ -41,7 +41,7 @@ pub(crate) struct PutArgs {
 pub(crate) async fn run(args: PutArgs, output: &Output, end: &Interruption) -> Result<(), Stop> {
     check_name(args.queue.as_deref())?;
     let mut work = Work::of(&args).await?;
-    args.work.environment(work.sample())?;
+    args.work.check(work.sample())?;
     let client = super::connect(&args.cluster, "volley put").await?;
     let job = args
         .queue

@@ -7,12 +7,11 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use volley_client::Client;
-use volley_protocol::job::{
-    EnvSpec, JobKind, JobSpec, PolicyRef, RetryPolicy, SamplingSpec, SinkRef, Split,
-};
+use volley_protocol::job::{EnvSpec, JobKind, JobSpec, PolicyRef, SamplingSpec, SinkRef, Split};
 use volley_protocol::run::RunSummary;
 use volley_protocol::{AdapterVersion, ErrorCode, Fault, JobId};
 
+use super::retry::RetryArgs;
 use crate::text;
 
 /// How long results are kept after a job's end, for clients that come back.
@@ -44,9 +43,6 @@ pub(crate) struct WorkArgs {
     /// A string that ends a turn; may be repeated.
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
-    /// Further attempts of a rollout whose environment fails.
-    #[arg(long, value_name = "N", default_value_t = 3)]
-    retries: u32,
     /// Setting of the environment; may be repeated.
     #[arg(long = "option", value_name = "KEY=VALUE", value_parser = key_value)]
     options: Vec<(String, String)>,
@@ -57,6 +53,8 @@ pub(crate) struct WorkArgs {
     #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true,
           value_parser = clap::value_parser!(i8).range(-100..=100))]
     priority: i8,
+    #[command(flatten)]
+    retry: RetryArgs,
 }
 
 /// One episode of what is to be played, to try the environment with.
@@ -145,10 +143,7 @@ impl WorkArgs {
                 seed: self.sampling_seed,
                 stop: self.stop.clone(),
             },
-            retry: RetryPolicy {
-                retries: self.retries,
-                ..RetryPolicy::default()
-            },
+            retry: self.retry.policy()?,
             sink: SinkRef::Relay,
             keep_ms: KEEP.as_millis() as u64,
             take: None,
@@ -157,7 +152,12 @@ impl WorkArgs {
     }
 
     /// What can be said without a cluster.
-    pub(crate) fn environment(&self, sample: Sample<'_>) -> Result<EnvSpec, Fault> {
+    pub(crate) fn check(&self, sample: Sample<'_>) -> Result<(), Fault> {
+        self.retry.policy()?;
+        self.environment(sample).map(|_| ())
+    }
+
+    fn environment(&self, sample: Sample<'_>) -> Result<EnvSpec, Fault> {
         let config: BTreeMap<String, String> = self.options.iter().cloned().collect();
         let (split, env_split) = match self.split {
             SplitArg::Eval => (Split::Eval, volley_env::Split::Eval),

@@ -4,6 +4,7 @@ mod choices;
 mod defaults;
 mod ranges;
 mod reference;
+mod retry;
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
@@ -16,6 +17,7 @@ use crate::files;
 
 pub use choices::{Advantage, ComputeFormat, LearningRateSchedule, LoraTarget, LossName, Schedule};
 pub use reference::KlReference;
+pub use retry::{Retry, retry_codes};
 
 /// A training recipe. Every key has a default but the first three.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -42,6 +44,9 @@ pub struct Recipe {
     /// How training rollouts are sampled.
     #[serde(default)]
     pub sampling: Sampling,
+    /// Failures of training rollouts, and what follows from them.
+    #[serde(default)]
+    pub retry: Retry,
     /// Processes that play.
     #[serde(default)]
     pub workers: Workers,

@@ -8,6 +8,7 @@ use volley_protocol::limits::{
     STOP_STRINGS_MAX,
 };
 
+use super::retry::retry_codes;
 use super::{KlReference, LossName, Recipe, Schedule, Train};
 
 /// Rollouts that may be open at once: their ranges must fit one `Reconcile` of the learner.
@@ -30,7 +31,7 @@ type Violation = (&'static str, String);
 /// The first value that is not allowed, in the order of the file.
 pub(super) fn first_violation(recipe: &Recipe) -> Option<Violation> {
     let checks = [
-        names, batches, loss, optimiser, resources, adapter, sampling, processes, evaluation,
+        names, batches, loss, optimiser, resources, adapter, sampling, retry, processes, evaluation,
     ];
     checks.iter().find_map(|check| check(recipe).err())
 }
@@ -239,6 +240,15 @@ fn sampling(recipe: &Recipe) -> Result<(), Violation> {
             ))
         }
     }
+}
+
+fn retry(recipe: &Recipe) -> Result<(), Violation> {
+    let told = &recipe.retry;
+    retry_codes(&told.on).map_err(|what| ("retry.on", what))?;
+    retry_codes(&told.never).map_err(|what| ("retry.never", what))?;
+    let refused =
+        |fault: volley_protocol::Fault| ("retry", format!("is refused: {}", fault.message));
+    told.policy().map(|_| ()).map_err(refused)
 }
 
 fn processes(recipe: &Recipe) -> Result<(), Violation> {

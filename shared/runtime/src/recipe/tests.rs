@@ -203,6 +203,15 @@ fn every_bad_value_of_the_other_sections_too() {
             ":5:8: `sampling.stop` has a string of 0 bytes; allowed are 1 to 256",
         ),
         (
+            "[retry]\nretries = 2\nnever = [\"ENV_PANIK\"]",
+            ":6:9: `retry.never` names `ENV_PANIK`, which is no failure; did you mean `ENV_PANIC`?",
+        ),
+        (
+            "[retry]\nheartbeat = \"1s\"",
+            "`retry` is refused: heartbeat_ms = 1000",
+        ),
+        ("[retry]\nheartbeat = 5", "has no unit"),
+        (
             "[workers]\ncount = 0",
             "`workers.count` is 0; allowed is 1 to 1024",
         ),
@@ -232,6 +241,7 @@ fn the_page_about_recipes_knows_every_key_and_every_choice() {
         "train",
         "lora",
         "sampling",
+        "retry",
         "workers",
         "learner",
         "evaluation",
