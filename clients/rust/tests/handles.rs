@@ -189,6 +189,8 @@ async fn another_client_gets_the_same_job_by_its_id() {
         .expect("it is there");
     let job = first.spawn(spec(None)).await.expect("accepted").job();
     first.close().await;
+    cluster.stop().await;
+    cluster.start(brain(JobState::Done, 0));
     let second = Client::connect(cluster.address())
         .await
         .expect("it is there");

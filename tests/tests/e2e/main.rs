@@ -9,6 +9,7 @@ mod bad_environments;
 mod bad_inputs;
 mod binary;
 mod cluster;
+mod failures;
 mod home;
 mod hostile;
 mod launcher;
