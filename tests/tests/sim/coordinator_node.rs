@@ -147,7 +147,7 @@ impl World {
         let mut effects = Vec::new();
         core.apply(now, input, &mut effects);
         let cancelled = effects.iter().find_map(|effect| match effect {
-            Effect::Persist(Record::JobClosed { job, state }) => {
+            Effect::Persist(Record::JobClosed { job, state, .. }) => {
                 (*state == JobState::Cancelled).then_some(*job)
             }
             _ => None,
