@@ -63,6 +63,11 @@ impl Outbound {
         self.peers.remove(&id);
     }
 
+    /// Is that session still there?
+    pub(crate) fn is_open(&self, id: SessionId) -> bool {
+        self.peers.contains_key(&id)
+    }
+
     /// Queues a frame. A peer that does not read loses its session, not everybody's time: what it
     /// missed is said again when it comes back.
     pub(crate) fn send(&self, outgoing: &Outgoing) {

@@ -30,6 +30,10 @@ const QUERIES_PER_SESSION_MAX: usize = 64;
 /// everything else. The file that was written longest ago is closed first.
 const WRITERS_OPEN_MAX: usize = 128;
 
+/// Numbers of a worker's records above those that were delivered in order. A worker holds fewer
+/// records than that; without the bound, gaps would let one session fill the memory.
+const SEQ_AHEAD_MAX: u64 = 1 << 20;
+
 /// A question that waits for news.
 #[derive(Debug)]
 struct Waiting {
@@ -198,6 +202,16 @@ impl Keeper {
             }
         };
         let count = decoded.records.len() as u64;
+        let upto = self.sessions.get(&session).map_or(1, |d| d.first_gap(1));
+        if decoded.first_seq > upto + SEQ_AHEAD_MAX {
+            let why = format!(
+                "record {} comes where {upto} is the first missing",
+                decoded.first_seq
+            );
+            let fault = Fault::new(ErrorCode::InvalidRequest, why);
+            self.outbound.close(session, &fault);
+            return Ok(());
+        }
         for view in decoded.records {
             let attempt = view.header.attempt;
             if !self.is_known(attempt) {
@@ -217,6 +231,11 @@ impl Keeper {
                 let fault = Fault::new(ErrorCode::RewardInvalid, "a reward is not finite");
                 self.outbound.close(session, &fault);
             }
+        }
+        if !self.outbound.is_open(session) {
+            // Its end was told before this batch: nobody waits for a word, and nothing would ever
+            // take its numbers away again.
+            return Ok(());
         }
         let delivered = self.sessions.entry(session).or_default();
         delivered.insert_range(decoded.first_seq, decoded.first_seq.saturating_add(count));
@@ -562,5 +581,41 @@ mod tests {
             ReplyBody::Results(page) if page.complete
         ));
         drop(bench.directory);
+    }
+
+    #[tokio::test]
+    async fn numbers_far_ahead_and_batches_of_the_dead_leave_nothing_behind() {
+        let mut bench = Bench::new();
+        let (worker, dead) = (SessionId(1), SessionId(2));
+        let peer = bench.connect(worker, Role::Worker);
+        bench.round([open(JOB, 9)]);
+        bench.round([delivery(worker, SEQ_AHEAD_MAX + 2, 0)]);
+        let reason = peer.session.closed().await;
+        assert!(matches!(reason, CloseReason::Peer { .. }), "{reason:?}");
+        assert!(bench.keeper.jobs[&JOB].accepted.is_empty());
+        // The result counts, though its session is gone.
+        assert_eq!(bench.round([delivery(dead, 1, 3)]).len(), 1);
+        assert!(!bench.keeper.sessions.contains_key(&dead));
+    }
+
+    #[tokio::test]
+    async fn a_client_that_never_reads_loses_its_session_and_holds_up_nobody() {
+        let mut bench = Bench::new();
+        let (worker, deaf) = (SessionId(1), SessionId(2));
+        let _peer = bench.connect(worker, Role::Worker);
+        let client = bench.connect(deaf, Role::Client);
+        bench.round([open(JOB, 1_000)]);
+        // Every page is one result longer than the one before.
+        for index in 0..1_000 {
+            let question = query(deaf, index as u32);
+            let settled = bench.round([delivery(worker, index + 1, index), question]);
+            assert_eq!(settled.len(), 1, "settled while the client is deaf");
+        }
+        let reason = client.session.closed().await;
+        let CloseReason::Peer { reason, .. } = reason else {
+            panic!("closed by the coordinator: {reason:?}");
+        };
+        assert!(reason.contains("send queue is full"), "{reason}");
+        assert_eq!(bench.keeper.jobs[&JOB].accepted.count(), 1_000);
     }
 }

@@ -24,6 +24,10 @@ const _: () = assert!(
 /// bound; this is it. Further messages stay in the peer's stream, which flow control stops.
 pub const MAILBOX_SHARE: usize = 256;
 
+/// A message of this size counts as one of [`MAILBOX_SHARE`], a larger one as several: a session's
+/// messages take at most 4 MiB there, as many as its sending half may hold.
+const MESSAGE_BYTES: usize = 16 << 10;
+
 /// First and longest wait between dials of a coordinator: one that is started again is found
 /// within a second, and one that is gone is not hammered.
 const REDIAL: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
@@ -119,12 +123,19 @@ pub async fn read_frames<T>(
                 return ReadEnd::Refused(fault);
             }
         };
-        // The semaphore is never closed, so a permit always comes.
-        let permit = Arc::clone(&share).acquire_owned().await.ok();
+        // The semaphore is never closed, so permits always come.
+        let weight = weight(frame.payload.len());
+        let permit = Arc::clone(&share).acquire_many_owned(weight).await.ok();
         if !hear(message, permit) {
             return ReadEnd::NotHeard;
         }
     }
+}
+
+/// How many messages of the usual size a frame counts as.
+fn weight(payload_bytes: usize) -> u32 {
+    let share = 1 + payload_bytes / MESSAGE_BYTES;
+    u32::try_from(share.min(MAILBOX_SHARE)).unwrap_or(1)
 }
 
 /// The message in a frame.
@@ -208,5 +219,23 @@ pub fn say<M: Message>(session: &Session, sender: &ControlSender, message: &M) {
     if let Err(error) = sender.try_send(M::KIND as u8, &codec::encode(message)) {
         tracing::warn!(peer = session.peer_name(), %error, "a message cannot be sent");
         close_with(session, &link_fault(&error));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use volley_link::limits::{CONTROL_FRAME_BYTES_MAX, CONTROL_QUEUE_BYTES_MAX};
+
+    use super::*;
+
+    #[test]
+    fn what_waits_of_a_session_has_a_bound_in_messages_and_in_bytes() {
+        assert_eq!((weight(0), weight(MESSAGE_BYTES - 1)), (1, 1));
+        assert_eq!((weight(MESSAGE_BYTES), weight(usize::MAX)), (2, 256));
+        for payload_bytes in [1, MESSAGE_BYTES, 65_536, CONTROL_FRAME_BYTES_MAX] {
+            let messages = MAILBOX_SHARE / weight(payload_bytes) as usize;
+            assert!(messages > 0, "{payload_bytes} bytes never have their turn");
+            assert!(messages * payload_bytes <= CONTROL_QUEUE_BYTES_MAX);
+        }
     }
 }

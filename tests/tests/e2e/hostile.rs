@@ -8,13 +8,14 @@ use volley_link::{
     CloseReason, ClusterCa, Connected, Endpoint, Identity, LinkConfig, LinkError, LinkRuntime, Role,
 };
 use volley_protocol::JobId;
+use volley_protocol::client::{ClientRequest, RequestBody};
 use volley_protocol::codec::{self, FrameKind};
 use volley_protocol::ids::PeerId;
 use volley_protocol::learner::FromLearner;
 use volley_protocol::version::{Hello, PROTOCOL_VERSION};
 use volley_runtime::greeting::greet;
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, assert_complete};
 use crate::home::Home;
 use crate::process::DEADLINE;
 
@@ -115,5 +116,40 @@ async fn an_identity_of_another_authority_is_refused() {
         let error = dial(&cluster, &identity).await.expect_err("refused");
         assert_eq!(error.code(), "PEER_UNTRUSTED", "{error}");
     }
+    cluster.still_serves();
+}
+
+#[tokio::test]
+async fn a_client_that_never_reads_slows_nobody_down() {
+    let home = Home::new();
+    let cluster = Cluster::scripted(&home, &[]);
+    let deaf = greeted(&cluster, Role::Client, 31).await;
+    let ask = |id| ClientRequest {
+        id,
+        body: RequestBody::Snapshot,
+    };
+    let kind = FrameKind::ClientRequest as u8;
+    let mut id = 0;
+    // It asks until somebody has had enough, and reads none of the answers.
+    let flood = async {
+        loop {
+            id += 1;
+            if deaf
+                .sender
+                .send(kind, &codec::encode(&ask(id)))
+                .await
+                .is_err()
+            {
+                return;
+            }
+        }
+    };
+    let map = cluster.begin(&["map", "noop", "--seeds", "0..5000", "--json"]);
+    timeout(DEADLINE, flood).await.expect("its session ends");
+    let CloseReason::Peer { reason, .. } = deaf.session.closed().await else {
+        panic!("not closed by the coordinator");
+    };
+    assert!(reason.contains("send queue is full"), "{reason}");
+    assert_complete(&map.end().with(0), 5_000);
     cluster.still_serves();
 }
