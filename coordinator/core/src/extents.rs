@@ -52,6 +52,8 @@ pub(crate) struct Extents {
     total: u64,
     payloads: u64,
     payload_bytes: u64,
+    /// Some put came with payloads.
+    ever_loaded: bool,
 }
 
 impl Extents {
@@ -73,6 +75,7 @@ impl Extents {
             total: spec.rollouts,
             payloads: 0,
             payload_bytes: 0,
+            ever_loaded: false,
         }
     }
 
@@ -109,6 +112,7 @@ impl Extents {
         debug_assert!(!self.knows(extent.put), "the caller has asked");
         let start = self.total;
         self.puts.insert(extent.put, start);
+        self.ever_loaded |= load != Load::None;
         if let Load::Kept(payloads) = &load {
             self.payloads += payloads.count() as u64;
             self.payload_bytes += payloads.size_bytes() as u64;
@@ -173,7 +177,8 @@ impl Extents {
     /// The payload that `index` plays; empty when its put came without, `None` when it was deleted.
     pub(crate) fn payload_of(&self, index: u64) -> Option<Blob> {
         let Some((start, span)) = self.span_of(index) else {
-            return Some(Blob::default());
+            // Its put is forgotten: nobody knows any more whether it had one.
+            return (!self.ever_loaded).then(Blob::default);
         };
         match &span.load {
             Load::None => Some(Blob::default()),
@@ -187,7 +192,7 @@ impl Extents {
 
     fn span_of(&self, index: u64) -> Option<(u64, &Span)> {
         let (start, span) = self.spans.range(..=index).next_back()?;
-        Some((*start, span))
+        (index < start + span.rollouts).then_some((*start, span))
     }
 
     /// The put that `index` belongs to, if its payloads are kept: where it starts and ends.
@@ -247,7 +252,12 @@ impl Extents {
                 first_instance,
                 rollouts,
             };
-            let load = span.map_or(&Load::None, |span| &span.load);
+            let forgotten = if self.ever_loaded {
+                &Load::Gone
+            } else {
+                &Load::None
+            };
+            let load = span.map_or(forgotten, |span| &span.load);
             let payloads = match load {
                 Load::Kept(payloads) => Some(payloads.clone()),
                 Load::None | Load::Gone => None,
@@ -362,17 +372,28 @@ mod tests {
     }
 
     #[test]
-    fn an_ended_queue_remembers_how_many_rollouts_it_had() {
-        let mut extents = Extents::new(&spec(1, 0));
-        extents.push(put(1, 3), Some(payloads(&["a", "b", "c"])));
-        extents.push(put(2, 3), None);
-        assert_eq!(extents.collapse(), [0]);
-        assert_eq!(extents.kept(), Kept::default());
-        let mut again = Extents::new(&spec(1, 0));
-        for (start, extent, ..) in extents.puts() {
-            again.restore(start, extent);
-        }
-        assert_eq!(again.total(), 6);
+    fn an_ended_queue_remembers_how_many_rollouts_it_had_and_that_payloads_are_gone() {
+        let of = |payloads: Option<Payloads>| {
+            let mut extents = Extents::new(&spec(1, 0));
+            extents.push(put(1, 3), payloads);
+            extents.push(put(2, 3), None);
+            let dropped = extents.collapse();
+            assert_eq!(extents.kept(), Kept::default());
+            let mut again = Extents::new(&spec(1, 0));
+            for (start, extent, loaded, _) in extents.puts() {
+                if loaded {
+                    again.restore_put(start, extent, None);
+                } else {
+                    again.restore(start, extent);
+                }
+            }
+            assert_eq!(again.total(), 6);
+            let payload = |extents: &Extents| extents.payload_of(1).map(|blob| blob.0);
+            assert_eq!(payload(&extents), payload(&again));
+            (dropped, payload(&again))
+        };
+        assert_eq!(of(Some(payloads(&["a", "b", "c"]))), (vec![0], None));
+        assert_eq!(of(None), (vec![], Some(vec![])), "there never were any");
     }
 
     /// Figures of `kept` are what a queue of small payloads is bounded by: they have to be honest.
