@@ -285,3 +285,29 @@ fn a_job_of_higher_priority_overtakes_a_million() {
     let code = code_of(Some(bench.submit(too_high)));
     assert_eq!(code, Some(ErrorCode::InvalidRequest));
 }
+
+#[test]
+fn a_dead_letter_is_tried_anew_with_its_payload_and_never_without() {
+    let mut bench = Bench::new();
+    bench.submit(queue(1, 0));
+    bench.ask(put(1, &["a", "b"]));
+    bench.worker(7, 4, vec![], 0);
+    let attempt = bench.ready(7, 4)[0].attempt;
+    bench.fail(7, attempt, ErrorCode::EnvFailed, false);
+    let retry = |id| RequestBody::JobRetry {
+        job: QUEUE,
+        retry: JobId(id),
+        indices: vec![0],
+    };
+    let answer = bench.ask(retry(8));
+    assert!(
+        matches!(answer, Some(ReplyBody::Accepted { .. })),
+        "{answer:?}"
+    );
+    assert_eq!(texts(&bench.leases(7)), ["a"]);
+    // Everything of the put is closed: its payloads are deleted.
+    bench.ask(RequestBody::JobCancel(QUEUE));
+    assert!(code_of(bench.ask(retry(9))).is_some(), "refused");
+    bench.restart();
+    assert!(code_of(bench.ask(retry(9))).is_some(), "refused for good");
+}
