@@ -84,9 +84,9 @@ impl SegmentError {
             Self::Io { source, .. } => faults::io_hint(source).to_owned(),
             Self::NotASegment { .. } => "check the path, or move the file away".to_owned(),
             Self::Version { .. } => "use the build that wrote it, or a later one".to_owned(),
-            Self::Damaged { path, offset, .. } => format!(
-                "restore the file from a copy, or give up every record from there on with \
-                 `truncate -s {offset} {}`; check the disk",
+            Self::Damaged { path, .. } => format!(
+                "restore the file from a copy; or `volley journal repair {}`, which keeps a copy \
+                 and gives up what is damaged; check the disk",
                 path.display()
             ),
             Self::Poisoned { .. } => "mend the cause, then start again".to_owned(),

@@ -4,17 +4,17 @@ use std::borrow::Borrow;
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use super::error::SegmentError;
 use super::format::{
-    BadHeader, HEAD_BYTES, HEADER_BYTES, RECORD_BYTES_MAX, SEGMENT_START, Stop, check_header,
-    has_mark, parse, visit,
+    BadHeader, HEAD_BYTES, HEADER_BYTES, RECORD_BYTES_MAX, SEGMENT_START, Stop, Tally,
+    begins_whole, check_header, has_mark, parse, visit,
 };
+use super::medium::Source;
 
 /// Bytes that an iteration reads at a time.
-const READ_BYTES: usize = 1 << 20;
+pub(super) const READ_BYTES: usize = 1 << 20;
 
 /// One record.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,7 +38,7 @@ pub struct Page {
 /// flushed is not there yet.
 #[derive(Debug)]
 pub struct SegmentReader {
-    file: File,
+    source: Box<dyn Source>,
     path: PathBuf,
 }
 
@@ -49,17 +49,14 @@ impl SegmentReader {
     /// When it cannot be opened or is no segment of this format.
     pub fn open(path: &Path) -> Result<Self, SegmentError> {
         let file = File::open(path).map_err(|e| SegmentError::io("open", path, e))?;
-        let reader = Self {
-            file,
-            path: path.to_owned(),
-        };
+        let reader = Self::of(Box::new(file), path);
         reader.check_header()?;
         Ok(reader)
     }
 
-    pub(super) fn of_file(file: File, path: &Path) -> Self {
+    pub(super) fn of(source: Box<dyn Source>, path: &Path) -> Self {
         Self {
-            file,
+            source,
             path: path.to_owned(),
         }
     }
@@ -83,11 +80,20 @@ impl SegmentReader {
     /// # Errors
     /// [`SegmentError::Damaged`] when no record begins at `offset` or it is broken.
     pub fn read_page(&self, offset: u64, max_bytes: usize) -> Result<Page, SegmentError> {
+        self.read_tallied(offset, max_bytes, None)
+    }
+
+    fn read_tallied(
+        &self,
+        offset: u64,
+        max_bytes: usize,
+        mut tally: Option<&mut Tally>,
+    ) -> Result<Page, SegmentError> {
         let offset = offset.max(SEGMENT_START);
         let mut want = max_bytes.clamp(HEAD_BYTES, READ_BYTES);
         loop {
             let bytes = self.read_at(offset, want)?;
-            let parsed = parse(&bytes, offset, max_bytes);
+            let parsed = parse(&bytes, offset, max_bytes, tally.as_deref_mut());
             let at_end = bytes.len() < want;
             match parsed.stop {
                 Stop::Damaged(what) if parsed.bytes == 0 => {
@@ -122,7 +128,7 @@ impl SegmentReader {
         let mut want = max_bytes.clamp(HEAD_BYTES, READ_BYTES);
         loop {
             self.fill(buffer, offset, want)?;
-            let (bytes, stop) = visit(buffer, offset, usize::MAX, &mut each);
+            let (bytes, stop) = visit(buffer, offset, usize::MAX, None, &mut each);
             match stop {
                 Stop::Damaged(what) if bytes == 0 => {
                     return Err(SegmentError::damaged(&self.path, offset, what));
@@ -133,17 +139,14 @@ impl SegmentReader {
         }
     }
 
-    pub(super) fn check_header(&self) -> Result<(), SegmentError> {
-        let mut header = [0; HEADER_BYTES];
+    /// The version of the file's format.
+    pub(super) fn check_header(&self) -> Result<u32, SegmentError> {
         let path = || self.path.clone();
-        match self.file.read_exact_at(&mut header, 0) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                return Err(SegmentError::NotASegment { path: path() });
-            }
-            Err(error) => return Err(SegmentError::io("read", &self.path, error)),
-        }
-        check_header(&header).map_err(|bad| match bad {
+        let bytes = self.read_at(0, HEADER_BYTES)?;
+        let Some(header) = bytes.first_chunk() else {
+            return Err(SegmentError::NotASegment { path: path() });
+        };
+        check_header(header).map_err(|bad| match bad {
             BadHeader::Foreign => SegmentError::NotASegment { path: path() },
             BadHeader::Version(found) => SegmentError::Version {
                 path: path(),
@@ -152,9 +155,14 @@ impl SegmentReader {
         })
     }
 
-    /// Was anything at or after `offset` ever synced? Then a mark stands behind it.
-    pub(super) fn was_synced_after(&self, offset: u64) -> Result<bool, SegmentError> {
-        let mut at = offset;
+    /// A walk has stopped at `offset`, short of the file's end. Was what stood there synced once?
+    /// Then a mark stands behind it; or a seal, whole but of other records, stands there itself.
+    pub(super) fn is_damage(&self, offset: u64) -> Result<bool, SegmentError> {
+        let seal = self.read_at(offset, HEAD_BYTES)?;
+        if begins_whole(&seal, offset) == Ok(true) {
+            return Ok(true);
+        }
+        let mut at = offset + 1;
         loop {
             let bytes = self.read_at(at, READ_BYTES)?;
             if has_mark(&bytes, at) {
@@ -168,7 +176,12 @@ impl SegmentReader {
         }
     }
 
-    fn read_at(&self, offset: u64, want: usize) -> Result<Vec<u8>, SegmentError> {
+    pub(super) fn length(&self) -> Result<u64, SegmentError> {
+        let length = self.source.length();
+        length.map_err(|error| SegmentError::io("read", &self.path, error))
+    }
+
+    pub(super) fn read_at(&self, offset: u64, want: usize) -> Result<Vec<u8>, SegmentError> {
         let mut bytes = Vec::new();
         self.fill(&mut bytes, offset, want)?;
         Ok(bytes)
@@ -183,7 +196,7 @@ impl SegmentReader {
         bytes.resize(want, 0);
         let mut got = 0;
         while got < want {
-            match self.file.read_at(&mut bytes[got..], offset + got as u64) {
+            match self.source.read_at(&mut bytes[got..], offset + got as u64) {
                 Ok(0) => break,
                 Ok(n) => got += n,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -213,6 +226,8 @@ pub struct Records<R> {
     next: u64,
     page: VecDeque<Record>,
     over: bool,
+    /// What the walk has met, if it began at the first record.
+    tally: Option<Tally>,
 }
 
 impl<R> Records<R> {
@@ -222,7 +237,13 @@ impl<R> Records<R> {
             next: offset,
             page: VecDeque::new(),
             over: false,
+            tally: (offset <= SEGMENT_START).then(Tally::default),
         }
+    }
+
+    /// What a walk over the whole segment has met.
+    pub(super) fn tally(&self) -> Tally {
+        self.tally.unwrap_or_default()
     }
 
     /// Where a later iteration goes on, once this one has ended.
@@ -237,7 +258,8 @@ impl<R: Borrow<SegmentReader>> Iterator for Records<R> {
 
     fn next(&mut self) -> Option<Self::Item> {
         while self.page.is_empty() && !self.over {
-            match self.reader.borrow().read_page(self.next, READ_BYTES) {
+            let reader = self.reader.borrow();
+            match reader.read_tallied(self.next, READ_BYTES, self.tally.as_mut()) {
                 Ok(page) => {
                     // A page of nothing but marks moves on too.
                     self.over = page.next_offset <= self.next.max(SEGMENT_START);

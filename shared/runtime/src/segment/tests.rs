@@ -59,7 +59,7 @@ fn records_come_back_in_order_and_appending_goes_on() {
         recovery,
         Recovery {
             records: 5,
-            lost_bytes: 0
+            ..Recovery::default()
         }
     );
     let offset = writer.append(&payload(5)).expect("append");
@@ -173,7 +173,7 @@ fn any_flipped_bit_of_a_synced_record_is_refused_with_its_place() {
                 "{fault}"
             );
             assert!(
-                fault.hint.contains(&format!("truncate -s {start}")),
+                fault.hint.contains("volley journal repair") && fault.hint.contains("a.seg"),
                 "{fault}"
             );
             let reader = SegmentReader::open(&written.path).expect("open");
@@ -207,7 +207,8 @@ fn any_flipped_bit_of_a_record_that_was_not_synced_is_cut_off() {
             recovery,
             Recovery {
                 records: 2,
-                lost_bytes
+                lost_bytes,
+                ..Recovery::default()
             },
             "bit {bit}"
         );
@@ -246,8 +247,8 @@ fn a_header_cut_at_creation_is_written_again() {
         assert_eq!(
             recovery,
             Recovery {
-                records: 0,
-                lost_bytes: cut as u64
+                lost_bytes: cut as u64,
+                ..Recovery::default()
             }
         );
         writer.append(b"first").expect("append");
@@ -264,6 +265,177 @@ fn an_offset_between_records_is_an_error() {
         let page = reader.read_page(offset, 1000);
         let at_mark = offset == written.offsets[1] - HEAD_BYTES as u64;
         assert_eq!(page.is_err(), !at_mark, "offset {offset}");
+    }
+}
+
+#[test]
+fn a_seal_counts_what_is_before_it_and_a_further_record_breaks_it() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let path = dir.path().join("a.seg");
+    let (mut writer, _) = SegmentWriter::open(&path).expect("open");
+    for index in 0..4 {
+        writer.append(&payload(index)).expect("append");
+    }
+    writer.seal().expect("seal");
+    let end = writer.end();
+    writer.seal().expect("once is enough");
+    assert_eq!(writer.end(), end);
+    drop(writer);
+    assert!(inspect(&path).expect("inspect").sealed);
+
+    let (mut writer, recovery) = SegmentWriter::open(&path).expect("open");
+    assert!(recovery.sealed && recovery.records == 4);
+    assert_eq!(writer.end(), end, "opening it writes nothing");
+    writer.append(&payload(4)).expect("append");
+    writer.sync().expect("sync");
+    drop(writer);
+    assert!(!inspect(&path).expect("inspect").sealed);
+    assert_eq!(read_all(&path), payloads(5));
+
+    let (mut writer, _) = SegmentWriter::open(&path).expect("open");
+    writer.seal().expect("seal");
+    writer.sync().expect("sync");
+    drop(writer);
+    let (_, recovery) = SegmentWriter::open(&path).expect("open");
+    assert!(recovery.sealed && recovery.records == 5);
+}
+
+#[test]
+fn a_sealed_file_whose_records_were_exchanged_is_refused() {
+    let sealed = |texts: [&str; 3]| {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("a.seg");
+        let (mut writer, _) = SegmentWriter::open(&path).expect("open");
+        for text in texts {
+            writer.append(text.as_bytes()).expect("append");
+        }
+        writer.seal().expect("seal");
+        drop(writer);
+        fs::read(&path).expect("read")
+    };
+    // A block of an earlier file in the same place: every record of it is whole.
+    let (mut mixed, other) = (sealed(["a", "b", "c"]), sealed(["a", "x", "c"]));
+    let second = SEGMENT_START as usize + HEAD_BYTES + 1;
+    mixed[second..second + HEAD_BYTES + 1].copy_from_slice(&other[second..second + HEAD_BYTES + 1]);
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let path = dir.path().join("a.seg");
+    fs::write(&path, &mixed).expect("write");
+    let error = SegmentWriter::open(&path).expect_err("refused");
+    assert!(error.to_string().contains("seals other records"), "{error}");
+}
+
+#[test]
+fn opening_a_file_again_and_again_does_not_lengthen_it() {
+    let written = written(3, true);
+    drop(SegmentWriter::open(&written.path).expect("open"));
+    let length = fs::metadata(&written.path).expect("there").len();
+    for _ in 0..3 {
+        drop(SegmentWriter::open(&written.path).expect("open"));
+    }
+    assert_eq!(fs::metadata(&written.path).expect("there").len(), length);
+}
+
+/// A file that `volley` 0.1.0 wrote, before there were seals and gaps.
+const VERSION_1: &[u8] = include_bytes!("../../tests/fixtures/results-v1.seg");
+
+#[test]
+fn a_file_of_the_first_version_is_read_and_continued() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let path = dir.path().join("a.seg");
+    fs::write(&path, VERSION_1).expect("write");
+    assert_eq!(inspect(&path).expect("inspect").records, 6);
+    let (mut writer, recovery) = SegmentWriter::open(&path).expect("open");
+    assert_eq!((recovery.records, recovery.lost_bytes), (6, 0));
+    writer.append(b"seventh").expect("append");
+    writer.seal().expect("it has no seals, which is no error");
+    drop(writer);
+    let found = inspect(&path).expect("inspect");
+    assert_eq!(
+        (found.records, found.sealed, found.damage),
+        (7, false, None)
+    );
+    let mut later = VERSION_1.to_vec();
+    later[8] = 9;
+    let crc = crc32fast::hash(&later[..12]);
+    later[12..16].copy_from_slice(&crc.to_le_bytes());
+    fs::write(&path, &later).expect("write");
+    let fault = Fault::from(SegmentWriter::open(&path).expect_err("from the future"));
+    assert!(
+        fault.message.contains("format 9, this build reads 2"),
+        "{fault}"
+    );
+    assert!(fault.hint.contains("the build that wrote it"), "{fault}");
+}
+
+#[test]
+fn a_repair_gives_up_what_is_damaged_and_nothing_else() {
+    let written = written(8, true);
+    let mut damaged = fs::read(&written.path).expect("read");
+    let whole: Vec<Record> = SegmentReader::open(&written.path)
+        .expect("open")
+        .records(0)
+        .map(|record| record.expect("whole"))
+        .collect();
+    for index in [2, 3, 6] {
+        damaged[written.offsets[index] as usize + HEAD_BYTES] ^= 1;
+    }
+    fs::write(&written.path, &damaged).expect("write");
+    let found = inspect(&written.path).expect("inspect");
+    let damage = found.damage.expect("damage");
+    assert_eq!((damage.offset, found.records), (written.offsets[2], 2));
+
+    let repaired = repair(&written.path).expect("repair").expect("damaged");
+    assert_eq!(fs::read(&repaired.copy).expect("kept"), damaged);
+    // The marks between the records of 2 and 3 stand: two gaps, then one.
+    let record = |i: usize| {
+        let end = written.offsets[i] + (HEAD_BYTES + payload(i).len()) as u64;
+        (written.offsets[i], end)
+    };
+    assert_eq!(repaired.given_up, [record(2), record(3), record(6)]);
+    assert_eq!((repaired.now.records, repaired.now.gaps), (5, 3));
+    assert_eq!(
+        repair(&written.path).expect("inspect"),
+        None,
+        "it is whole now"
+    );
+
+    let (mut writer, recovery) = SegmentWriter::open(&written.path).expect("open");
+    assert_eq!((recovery.records, recovery.gaps), (5, 3));
+    writer.append(b"after").expect("append");
+    writer.seal().expect("seal");
+    drop(writer);
+    let reader = SegmentReader::open(&written.path).expect("open");
+    let read: Vec<Record> = reader.records(0).map(|r| r.expect("whole")).collect();
+    let kept = whole
+        .iter()
+        .enumerate()
+        .filter(|(i, _)| ![2, 3, 6].contains(i));
+    let kept: Vec<Record> = kept.map(|(_, record)| record.clone()).collect();
+    assert_eq!(read[..5], kept, "each in its place");
+    assert_eq!(read[5].payload, b"after");
+}
+
+#[test]
+fn any_flipped_bit_can_be_repaired_at_the_cost_of_its_record_alone() {
+    let written = written(6, true);
+    let bytes = fs::read(&written.path).expect("read");
+    for bit in written.offsets[3] as usize * 8..bytes.len() * 8 {
+        let mut flipped = bytes.clone();
+        flipped[bit / 8] ^= 1 << (bit % 8);
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("a.seg");
+        fs::write(&path, &flipped).expect("write");
+        let repaired = repair(&path).expect("repair");
+        let (_, recovery) = SegmentWriter::open(&path).expect("open");
+        let read = read_all(&path);
+        // The last mark is what tells damage from a torn write, so damage to it is a torn write.
+        let lost_one = repaired.is_some_and(|repaired| {
+            let offsets = &written.offsets[3..6];
+            offsets.contains(&repaired.given_up[0].0)
+        });
+        assert_eq!(read.len(), if lost_one { 5 } else { 6 }, "bit {bit}");
+        assert_eq!(recovery.lost_bytes == 0, bit / 8 < bytes.len() - HEAD_BYTES);
+        assert!(read.iter().all(|payload| payloads(6).contains(payload)));
     }
 }
 
