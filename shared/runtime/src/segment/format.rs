@@ -158,11 +158,7 @@ pub(super) fn check_header(bytes: &[u8; HEADER_BYTES]) -> Result<u32, BadHeader>
 }
 
 /// Appends a record (or, without payload, a mark) that will stand at `offset`; gives its head.
-pub(super) fn push_record(
-    out: &mut Vec<u8>,
-    offset: u64,
-    payload: &[&[u8]],
-) -> [u8; HEAD_BYTES] {
+pub(super) fn push_record(out: &mut Vec<u8>, offset: u64, payload: &[&[u8]]) -> [u8; HEAD_BYTES] {
     let bytes: usize = payload.iter().map(|part| part.len()).sum();
     debug_assert!(bytes <= RECORD_BYTES_MAX, "checked by the caller");
     let mut hasher = crc32fast::Hasher::new();

@@ -8,7 +8,9 @@
 use std::collections::BTreeMap;
 
 mod memory;
+mod schema;
 mod sqlite;
+mod wal;
 
 use volley_protocol::{Fault, JobId, Payloads};
 

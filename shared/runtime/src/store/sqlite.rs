@@ -4,31 +4,22 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehavior, params};
 use volley_protocol::codec::Blob;
 use volley_protocol::{Fault, JobId, Payloads};
 
-use super::{Batch, PayloadKey, Store};
+use super::schema::{self, meta_crc, payload_crc, record_crc};
+use super::{Batch, PayloadKey, Store, wal};
 use crate::faults;
-
-/// Schema changes in order; the position + 1 is the version. Append only.
-const MIGRATIONS: &[&str] = &[
-    "
-    CREATE TABLE record (seq INTEGER PRIMARY KEY, body TEXT NOT NULL) STRICT;
-    CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
-",
-    // Payloads of puts: `body` is `volley_protocol::payload`, `job` its sixteen bytes.
-    "
-    CREATE TABLE payload (
-        job BLOB NOT NULL, start INTEGER NOT NULL, count INTEGER NOT NULL, body BLOB NOT NULL,
-        UNIQUE (job, start)) STRICT;
-",
-];
 
 /// The log beside the database is copied into it when it is longer than this. Copying costs an
 /// fsync of both files, so it is done seldom: SQLite's own bound of 4 MiB would slow every
 /// thousandth commit.
 const WAL_BYTES_MAX: u64 = 64 << 20;
+
+/// A file that is larger than this and more than half empty is written anew when it is opened.
+const SHRINK_BYTES_MIN: i64 = 16 << 20;
 
 /// Another process reads with `sqlite3` now and then.
 const BUSY_WAIT: Duration = Duration::from_secs(5);
@@ -40,6 +31,10 @@ pub struct SqliteStore {
     path: PathBuf,
     wal: PathBuf,
     wal_bytes_max: u64,
+    /// The log is copied when it is longer than this: later if a reader was in the way.
+    checkpoint_at_bytes: u64,
+    /// Number of the next record; they are numbered from 1 without a gap.
+    next_seq: i64,
     /// The first failed write: what the file holds now is unknown until it is opened again.
     poison: Option<String>,
 }
@@ -51,23 +46,59 @@ impl SqliteStore {
     /// `STORE_FAILED`, with the path and what is wrong.
     pub fn open(path: &Path) -> Result<Self, Fault> {
         let wrong = |action: &str, reason: &dyn std::fmt::Display| {
-            faults::store(action, path, reason)
-                .with_hint("check the disk; a damaged file must be restored from a copy")
+            faults::store(action, path, reason).with_hint(damage_hint(path))
         };
+        let wal = wal_of(path);
+        match wal::damage(path, &wal) {
+            Ok(None) => {}
+            Ok(Some(damage)) => {
+                let what = format!("it is damaged at byte {}: {}", damage.offset, damage.what);
+                return Err(faults::store("use", &wal, &what).with_hint(damage_hint(path)));
+            }
+            Err(error) => {
+                let hint = faults::io_hint(&error);
+                return Err(faults::store("read", &wal, &error).with_hint(hint));
+            }
+        }
         let mut db = Connection::open(path).map_err(|error| {
             faults::store("open", path, &error).with_hint("check the directory's owner and mode")
         })?;
         configure(&db).map_err(|reason| wrong("open", &reason))?;
-        migrate(&mut db).map_err(|reason| wrong("use", &reason))?;
-        let mut wal = path.as_os_str().to_owned();
-        wal.push("-wal");
-        Ok(Self {
+        schema::migrate(&mut db).map_err(|reason| wrong("use", &reason))?;
+        let last = db.query_row("SELECT coalesce(max(seq), 0) FROM record", [], |row| {
+            row.get(0)
+        });
+        let last: i64 = last.map_err(|error| wrong("read", &error))?;
+        let store = Self {
             db,
             path: path.to_owned(),
-            wal: wal.into(),
+            wal,
             wal_bytes_max: WAL_BYTES_MAX,
+            checkpoint_at_bytes: WAL_BYTES_MAX,
+            next_seq: last + 1,
             poison: None,
-        })
+        };
+        store.shrink();
+        Ok(store)
+    }
+
+    /// Gives the room of what was deleted back. Takes as much room again while it works, so that
+    /// it may fail where the store does not.
+    fn shrink(&self) {
+        let number = |pragma: &str| -> rusqlite::Result<i64> {
+            let query = format!("SELECT {pragma} FROM pragma_{pragma}");
+            self.db.query_row(&query, [], |row| row.get(0))
+        };
+        let shrunk = (|| {
+            let (pages, free) = (number("page_count")?, number("freelist_count")?);
+            if pages * number("page_size")? > SHRINK_BYTES_MIN && free > pages / 2 {
+                self.db.execute_batch("VACUUM")?;
+            }
+            Ok::<(), rusqlite::Error>(())
+        })();
+        if let Err(error) = shrunk {
+            tracing::warn!(path = %self.path.display(), %error, "the store keeps its size");
+        }
     }
 
     fn write(
@@ -89,18 +120,32 @@ impl SqliteStore {
             .and_then(|()| self.checkpoint_if_large());
         written.map_err(|error| {
             self.poison = Some(error.to_string());
-            faults::store("write to", &self.path, &error).with_hint(write_hint(&error))
+            // Closing would sync the log that could not be synced, be told that all is well, and
+            // delete it. The next life reads what is there.
+            let kept = DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE;
+            let _ = self.db.set_db_config(kept, true);
+            faults::store("write to", &self.path, &told(&error)).with_hint(write_hint(&error))
         })
     }
 
-    fn checkpoint_if_large(&self) -> rusqlite::Result<()> {
+    fn checkpoint_if_large(&mut self) -> rusqlite::Result<()> {
         let bytes = std::fs::metadata(&self.wal).map_or(0, |found| found.len());
-        if bytes <= self.wal_bytes_max {
+        if bytes <= self.checkpoint_at_bytes {
             return Ok(());
         }
-        // A reader in the way is no failure: the next write tries again.
-        self.db
-            .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+        // A reader in the way is no failure and not waited for: the log grows some more.
+        self.db.busy_timeout(Duration::ZERO)?;
+        let query = "PRAGMA wal_checkpoint(TRUNCATE)";
+        let busy: bool = self.db.query_row(query, [], |row| row.get(0))?;
+        self.db.busy_timeout(BUSY_WAIT)?;
+        let more = if busy { bytes } else { 0 };
+        self.checkpoint_at_bytes = self.wal_bytes_max + more;
+        Ok(())
+    }
+
+    fn damaged(&self, what: &str) -> Fault {
+        faults::store("use", &self.path, &format!("it is damaged: {what}"))
+            .with_hint(damage_hint(&self.path))
     }
 
     fn read<T>(&self, what: rusqlite::Result<T>) -> Result<T, Fault> {
@@ -113,108 +158,145 @@ impl Store for SqliteStore {
         if records.is_empty() {
             return Ok(());
         }
-        self.write(|transaction| insert(transaction, records))
+        let first = self.next_seq;
+        self.write(|transaction| insert(transaction, first, records))?;
+        self.next_seq += records.len() as i64;
+        Ok(())
     }
 
     fn commit(&mut self, batch: &Batch) -> Result<(), Fault> {
         if batch.is_empty() {
             return Ok(());
         }
+        let first = self.next_seq;
         self.write(|transaction| {
-            insert(transaction, &batch.records)?;
+            insert(transaction, first, &batch.records)?;
             insert_payloads(transaction, &batch.payloads)?;
             delete_payloads(transaction, &batch.done)
-        })
+        })?;
+        self.next_seq += batch.records.len() as i64;
+        Ok(())
     }
 
     fn load_payloads(&mut self) -> Result<BTreeMap<PayloadKey, Payloads>, Fault> {
         let load = || {
             let mut query = self
                 .db
-                .prepare_cached("SELECT job, start, count, body FROM payload")?;
+                .prepare_cached("SELECT job, start, count, body, crc FROM payload")?;
             let rows = query.query_map([], |row| {
-                Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
+                let body: Vec<u8> = row.get(3)?;
+                Ok((row.get(0)?, row.get(1)?, row.get(2)?, body, row.get(4)?))
             })?;
             rows.collect()
         };
-        let rows: Vec<([u8; 16], i64, i64, Vec<u8>)> = self.read(load())?;
-        let parse = |(job, start, count, body): ([u8; 16], i64, i64, Vec<u8>)| {
+        let rows: Vec<PayloadRow> = self.read(load())?;
+        let parse = |(job, start, count, body, crc): PayloadRow| {
             let key = PayloadKey {
                 job: JobId(u128::from_be_bytes(job)),
                 start: start.cast_unsigned(),
             };
+            let damaged = |why: &str| {
+                let job = key.job;
+                self.damaged(&format!(
+                    "payloads of job {job} at {start} are damaged: {why}"
+                ))
+            };
+            if crc != i64::from(payload_crc(&job, start, count, &body)) {
+                return Err(damaged("they do not match their checksum"));
+            }
             let payloads = Payloads::parse(count.cast_unsigned(), Blob(body));
-            let payloads = payloads.map_err(|fault| {
-                let reason = format!(
-                    "payloads of job {} at {start} are damaged: {}",
-                    key.job, fault.message
-                );
-                faults::store("use", &self.path, &reason)
-                    .with_hint("check the disk; a damaged file must be restored from a copy")
-            })?;
+            let payloads = payloads.map_err(|fault| damaged(&fault.message))?;
             Ok((key, payloads))
         };
         rows.into_iter().map(parse).collect()
     }
 
     fn load(&mut self) -> Result<Vec<String>, Fault> {
-        let load = || {
-            let mut query = self
-                .db
-                .prepare_cached("SELECT body FROM record ORDER BY seq")?;
-            let bodies = query.query_map([], |row| row.get(0))?;
-            bodies.collect()
-        };
-        self.read(load())
+        let query = "SELECT seq, body, crc FROM record ORDER BY seq";
+        let mut bodies = Vec::new();
+        let load = (|| {
+            let mut query = self.db.prepare_cached(query)?;
+            let mut rows = query.query([])?;
+            while let Some(row) = rows.next()? {
+                let (seq, body, crc): (i64, String, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
+                if seq != bodies.len() as i64 + 1 || crc != i64::from(record_crc(seq, &body)) {
+                    return Ok(Some(bodies.len() + 1));
+                }
+                bodies.push(body);
+            }
+            Ok::<_, rusqlite::Error>(None)
+        })();
+        match self.read(load)? {
+            None if bodies.len() as i64 + 1 == self.next_seq => Ok(bodies),
+            None => Err(self.damaged("its last records are missing")),
+            Some(seq) => Err(self.damaged(&format!("record {seq} is not as it was written"))),
+        }
     }
 
     fn replace(&mut self, records: &[String]) -> Result<(), Fault> {
         self.write(|transaction| {
             transaction.execute("DELETE FROM record", [])?;
-            insert(transaction, records)
-        })
+            insert(transaction, 1, records)
+        })?;
+        self.next_seq = records.len() as i64 + 1;
+        Ok(())
     }
 
     fn meta_get(&mut self, key: &str) -> Result<Option<String>, Fault> {
         let get = || {
             let mut query = self
                 .db
-                .prepare_cached("SELECT value FROM meta WHERE key = ?")?;
-            query.query_row([key], |row| row.get(0)).optional()
+                .prepare_cached("SELECT value, crc FROM meta WHERE key = ?")?;
+            let row = query.query_row([key], |row| Ok((row.get(0)?, row.get(1)?)));
+            row.optional()
         };
-        self.read(get())
+        let found: Option<(String, i64)> = self.read(get())?;
+        let Some((value, crc)) = found else {
+            return Ok(None);
+        };
+        if crc != i64::from(meta_crc(key, &value)) {
+            return Err(self.damaged(&format!("`{key}` is not as it was written")));
+        }
+        Ok(Some(value))
     }
 
     fn meta_set(&mut self, key: &str, value: &str) -> Result<(), Fault> {
         self.write(|transaction| {
-            let set = "INSERT INTO meta (key, value) VALUES (?1, ?2)
-                       ON CONFLICT (key) DO UPDATE SET value = ?2";
+            let set = "INSERT INTO meta (key, value, crc) VALUES (?1, ?2, ?3)
+                       ON CONFLICT (key) DO UPDATE SET value = ?2, crc = ?3";
             transaction
                 .prepare_cached(set)?
-                .execute(params![key, value])
+                .execute(params![key, value, meta_crc(key, value)])
                 .map(|_| ())
         })
     }
 }
 
-fn insert(transaction: &Transaction<'_>, records: &[String]) -> rusqlite::Result<()> {
-    let mut insert = transaction.prepare_cached("INSERT INTO record (body) VALUES (?)")?;
-    records
-        .iter()
-        .try_for_each(|body| insert.execute([body]).map(|_| ()))
+fn insert(transaction: &Transaction<'_>, first: i64, records: &[String]) -> rusqlite::Result<()> {
+    let insert = "INSERT INTO record (seq, body, crc) VALUES (?1, ?2, ?3)";
+    let mut insert = transaction.prepare_cached(insert)?;
+    (first..).zip(records).try_for_each(|(seq, body)| {
+        let row = params![seq, body, record_crc(seq, body)];
+        insert.execute(row).map(|_| ())
+    })
 }
+
+/// A row of `payload`, with its checksum.
+type PayloadRow = ([u8; 16], i64, i64, Vec<u8>, i64);
 
 fn insert_payloads(
     transaction: &Transaction<'_>,
     payloads: &[(PayloadKey, Payloads)],
 ) -> rusqlite::Result<()> {
-    let statement = "INSERT INTO payload (job, start, count, body) VALUES (?, ?, ?, ?)";
+    let statement = "INSERT INTO payload (job, start, count, body, crc) VALUES (?, ?, ?, ?, ?)";
     let mut insert = transaction.prepare_cached(statement)?;
     payloads.iter().try_for_each(|(key, payloads)| {
         let (job, start) = columns(*key);
         let count = (payloads.count() as u64).cast_signed();
+        let body = payloads.as_bytes();
+        let crc = payload_crc(&job, start, count, body);
         insert
-            .execute(params![job, start, count, payloads.as_bytes()])
+            .execute(params![job, start, count, body, crc])
             .map(|_| ())
     })
 }
@@ -231,6 +313,34 @@ fn delete_payloads(transaction: &Transaction<'_>, keys: &[PayloadKey]) -> rusqli
 /// Big-endian, so that rows sort as ids do and look like them in hexadecimal.
 fn columns(key: PayloadKey) -> ([u8; 16], i64) {
     (key.job.0.to_be_bytes(), key.start.cast_signed())
+}
+
+/// The log beside a database.
+pub(super) fn wal_of(path: &Path) -> PathBuf {
+    let mut wal = path.as_os_str().to_owned();
+    wal.push("-wal");
+    wal.into()
+}
+
+/// What to do about a damaged store.
+fn damage_hint(path: &Path) -> String {
+    let directory = crate::files::parent_of(path).display();
+    format!(
+        "check the disk and restore the file from a copy; `volley journal verify {directory}` says \
+         what is damaged, `volley journal repair {directory}` keeps what is whole"
+    )
+}
+
+/// SQLite says "disk I/O error" whatever happened; its code tells which call failed.
+fn told(error: &rusqlite::Error) -> String {
+    let call = match error.sqlite_error().map(|error| error.extended_code) {
+        Some(rusqlite::ffi::SQLITE_IOERR_FSYNC | rusqlite::ffi::SQLITE_IOERR_DIR_FSYNC) => "sync",
+        Some(rusqlite::ffi::SQLITE_IOERR_WRITE) => "write",
+        Some(rusqlite::ffi::SQLITE_IOERR_READ | rusqlite::ffi::SQLITE_IOERR_SHORT_READ) => "read",
+        Some(rusqlite::ffi::SQLITE_IOERR_TRUNCATE) => "cut",
+        _ => return error.to_string(),
+    };
+    format!("{error} ({call} failed)")
 }
 
 /// Durability first: see the decision on the store (D6).
@@ -261,37 +371,6 @@ fn configure(db: &Connection) -> Result<(), String> {
     }
 }
 
-fn migrate(db: &mut Connection) -> Result<(), String> {
-    let text = |error: rusqlite::Error| error.to_string();
-    let behavior = TransactionBehavior::Immediate;
-    let transaction = db.transaction_with_behavior(behavior).map_err(text)?;
-    transaction
-        .execute_batch(
-            "CREATE TABLE IF NOT EXISTS migration (
-                 version INTEGER PRIMARY KEY, applied_at TEXT NOT NULL) STRICT",
-        )
-        .map_err(text)?;
-    let found: u32 = transaction
-        .query_row(
-            "SELECT coalesce(max(version), 0) FROM migration",
-            [],
-            |row| row.get(0),
-        )
-        .map_err(text)?;
-    if found as usize > MIGRATIONS.len() {
-        return Err(format!(
-            "its schema is version {found}, this build knows {}: use the build that wrote it",
-            MIGRATIONS.len()
-        ));
-    }
-    for (version, migration) in (1u32..).zip(MIGRATIONS).skip(found as usize) {
-        transaction.execute_batch(migration).map_err(text)?;
-        let note = "INSERT INTO migration VALUES (?, datetime('now'))";
-        transaction.execute(note, [version]).map_err(text)?;
-    }
-    transaction.commit().map_err(text)
-}
-
 fn write_hint(error: &rusqlite::Error) -> &'static str {
     match error.sqlite_error_code() {
         Some(rusqlite::ErrorCode::DiskFull) => "free space on that file system, then start again",
@@ -304,143 +383,4 @@ fn write_hint(error: &rusqlite::Error) -> &'static str {
 }
 
 #[cfg(test)]
-mod tests {
-    use volley_protocol::ErrorCode;
-
-    use super::*;
-
-    fn records(range: std::ops::Range<u32>) -> Vec<String> {
-        range.map(|n| format!("{{\"n\":{n}}}")).collect()
-    }
-
-    #[test]
-    fn what_was_appended_is_there_after_reopening() {
-        let dir = tempfile::tempdir().expect("temporary directory");
-        let path = dir.path().join("coordinator.sqlite");
-        let mut store = SqliteStore::open(&path).expect("open");
-        store.append(&records(0..3)).expect("append");
-        // A copy of the files is what a crash leaves: nothing was closed.
-        let crashed = dir.path().join("crashed.sqlite");
-        std::fs::copy(&path, &crashed).expect("copy");
-        std::fs::copy(&store.wal, dir.path().join("crashed.sqlite-wal")).expect("copy");
-        assert_eq!(
-            SqliteStore::open(&crashed).expect("open").load(),
-            Ok(records(0..3))
-        );
-        drop(store);
-        assert_eq!(
-            SqliteStore::open(&path).expect("open").load(),
-            Ok(records(0..3))
-        );
-    }
-
-    #[test]
-    fn every_commit_is_synced() {
-        let dir = tempfile::tempdir().expect("temporary directory");
-        let store = SqliteStore::open(&dir.path().join("s")).expect("open");
-        let pragma = |name: &str| -> String {
-            let query = format!("SELECT CAST(({name}) AS TEXT) FROM pragma_{name}");
-            store
-                .db
-                .query_row(&query, [], |row| row.get(0))
-                .expect(name)
-        };
-        assert_eq!(
-            (pragma("journal_mode"), pragma("synchronous")),
-            ("wal".into(), "2".into())
-        );
-    }
-
-    #[test]
-    fn a_long_log_is_copied_into_the_file() {
-        let dir = tempfile::tempdir().expect("temporary directory");
-        let mut store = SqliteStore::open(&dir.path().join("s")).expect("open");
-        store.wal_bytes_max = 100_000;
-        for n in 0..100 {
-            store.append(&records(n * 40..n * 40 + 40)).expect("append");
-            let bytes = std::fs::metadata(&store.wal).expect("log").len();
-            assert!(bytes <= 100_000, "{bytes} bytes after {n}");
-        }
-        assert_eq!(store.load().map(|r| r.len()), Ok(4000));
-    }
-
-    #[test]
-    fn a_damaged_file_is_refused() {
-        let dir = tempfile::tempdir().expect("temporary directory");
-        let path = dir.path().join("s");
-        std::fs::write(&path, vec![b'x'; 8192]).expect("write");
-        let fault = SqliteStore::open(&path).expect_err("no database");
-        assert_eq!(fault.code, ErrorCode::StoreFailed);
-        assert!(
-            fault.message.contains(path.to_str().expect("text")),
-            "{fault}"
-        );
-        let fault = SqliteStore::open(&dir.path().join("no/dir/s")).expect_err("no directory");
-        assert!(fault.message.contains("no/dir"), "{fault}");
-    }
-
-    #[test]
-    fn a_later_schema_is_refused() {
-        let dir = tempfile::tempdir().expect("temporary directory");
-        let path = dir.path().join("s");
-        let store = SqliteStore::open(&path).expect("open");
-        let later = "INSERT INTO migration VALUES (99, 'later')";
-        store.db.execute_batch(later).expect("insert");
-        drop(store);
-        let fault = SqliteStore::open(&path).expect_err("from the future");
-        assert!(fault.message.contains("version 99"), "{fault}");
-    }
-
-    #[test]
-    fn a_store_of_the_first_schema_is_brought_up_to_date() {
-        let dir = tempfile::tempdir().expect("temporary directory");
-        let path = dir.path().join("s");
-        let old = Connection::open(&path).expect("open");
-        old.execute_batch(MIGRATIONS[0]).expect("first schema");
-        old.execute_batch(
-            "CREATE TABLE migration (version INTEGER PRIMARY KEY, applied_at TEXT NOT NULL) STRICT;
-             INSERT INTO migration VALUES (1, 'then');
-             INSERT INTO record (body) VALUES ('{\"n\":0}');",
-        )
-        .expect("what an earlier build left");
-        drop(old);
-        let mut store = SqliteStore::open(&path).expect("open");
-        assert_eq!(store.load(), Ok(records(0..1)));
-        assert_eq!(store.load_payloads(), Ok(BTreeMap::new()));
-    }
-
-    #[test]
-    fn damaged_payloads_are_told_of() {
-        let dir = tempfile::tempdir().expect("temporary directory");
-        let mut store = SqliteStore::open(&dir.path().join("s")).expect("open");
-        let bad = "INSERT INTO payload VALUES (zeroblob(16), 5, 2, x'0102')";
-        store.db.execute_batch(bad).expect("insert");
-        let fault = store.load_payloads().expect_err("too short");
-        assert_eq!(fault.code, ErrorCode::StoreFailed);
-        assert!(fault.message.contains("at 5 are damaged"), "{fault}");
-    }
-
-    #[test]
-    fn a_failed_write_is_the_last_one() {
-        let dir = tempfile::tempdir().expect("temporary directory");
-        let path = dir.path().join("s");
-        let mut store = SqliteStore::open(&path).expect("open");
-        store.append(&records(0..1)).expect("append");
-        store
-            .db
-            .pragma_update(None, "max_page_count", 5)
-            .expect("a small disk");
-        let large = vec!["x".repeat(100_000)];
-        let fault = store.append(&large).expect_err("full");
-        assert!(fault.hint.contains("free space"), "{fault}");
-        store
-            .db
-            .pragma_update(None, "max_page_count", 1_000_000)
-            .expect("a large disk");
-        let fault = store.append(&records(1..2)).expect_err("poisoned");
-        assert!(fault.message.contains("an earlier write failed"), "{fault}");
-        drop(store);
-        let mut again = SqliteStore::open(&path).expect("open");
-        assert_eq!(again.load(), Ok(records(0..1)));
-    }
-}
+mod tests;
