@@ -293,6 +293,7 @@ impl DriverState {
             Effect::StartWorker { provision } => self.provisioner.start(provision),
             Effect::KillWorker { pid, provision } => self.provisioner.kill(provision, pid),
             Effect::CloseSession { session, fault } => self.outbound.close(session, &fault),
+            Effect::Report { fault } => tracing::warn!("{fault}"),
         }
     }
 

@@ -71,6 +71,7 @@ pages! {
     ScheduleToCloseTimeout = "SCHEDULE_TO_CLOSE_TIMEOUT";
     HeartbeatTimeout = "HEARTBEAT_TIMEOUT";
     WaitTimeout = "WAIT_TIMEOUT";
+    ResultsLost = "RESULTS_LOST";
 }
 
 macro_rules! link_pages {

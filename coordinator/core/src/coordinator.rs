@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, VecDeque};
 
 use volley_protocol::learner::ToLearner;
 use volley_protocol::worker::ToWorker;
-use volley_protocol::{Epoch, JobId, PolicyRef, RunId, SinkRef, WorkerId};
+use volley_protocol::{Epoch, Fault, JobId, PolicyRef, RunId, SinkRef, WorkerId};
 
 use crate::adapters::Registry;
 use crate::autoscale::{Calm, Decision};
@@ -246,6 +246,12 @@ impl Coordinator {
     pub(crate) fn notice(&mut self, text: String) {
         let at_ms = self.now.since(self.started.unwrap_or(self.now));
         self.stats.notice(at_ms, text);
+    }
+
+    /// Tells people of a fault that is no answer to anybody: a notice, and a line in the log.
+    pub(crate) fn report(&mut self, fault: Fault, out: &mut Vec<Effect>) {
+        self.notice(format!("{}: {}", fault.code, fault.message));
+        out.push(Effect::Report { fault });
     }
 
     pub(crate) fn say_worker(&self, worker: WorkerId, message: ToWorker, out: &mut Vec<Effect>) {

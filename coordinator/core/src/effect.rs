@@ -130,6 +130,11 @@ pub enum Effect {
         /// Why.
         fault: Fault,
     },
+    /// Something went wrong that a person should know, though nobody asked.
+    Report {
+        /// What.
+        fault: Fault,
+    },
 }
 
 /// A message that need not wait for a commit.

@@ -129,6 +129,24 @@ impl Coordinator {
             out.push(Effect::CloseSession { session, fault });
             return;
         }
+        let listed_head = versions
+            .iter()
+            .map(|entry| (entry.version.lineage, entry.version.step))
+            .max();
+        let lost = self.registry.head(id);
+        let lost = lost.filter(|head| Some((head.lineage, head.step)) > listed_head);
+        if let Some(AdapterVersion { lineage, step, .. }) = lost {
+            let name = &info.name;
+            let message = format!(
+                "the learner of {name} has no record of version {lineage}.{step}, which it \
+                 published: it goes on from the one before"
+            );
+            let hint = "check the learner's disk: volley journal verify RUN_DIR";
+            self.report(
+                Fault::new(ErrorCode::ResultsLost, message).with_hint(hint),
+                out,
+            );
+        }
         let new = match self.registry.listed(id, versions) {
             Ok(new) => new,
             Err(fault) => {

@@ -200,6 +200,15 @@ impl Coordinator {
             return;
         };
         let before = (job.accepted.clone(), job.failed.clone());
+        let settled: RangeSet = accepted.ranges().chain(failed.ranges()).collect();
+        let lost = ranges::difference(&before.0, &settled, job.total());
+        if !lost.is_empty() {
+            let fault = lost_results(id, &lost, job.state == JobState::Open);
+            self.report(fault, out);
+        }
+        let Some(job) = self.jobs.get_mut(id) else {
+            return;
+        };
         if job.state != JobState::Open {
             self.correct_finished(id, accepted, out);
             return;
@@ -370,6 +379,21 @@ fn payload_lost() -> Fault {
         "its result is lost, and its payload was deleted when the result was stored",
     )
     .with_hint("put it again")
+}
+
+/// A sink synced these results before it acknowledged them, and has them no longer.
+fn lost_results(job: JobId, lost: &Ranges, again: bool) -> Fault {
+    let count: u64 = lost.iter().map(|(start, end)| end - start).sum();
+    let then = if again {
+        "they are played again"
+    } else {
+        "the job is finished, they are not played again"
+    };
+    let message = format!(
+        "{count} acknowledged results of job {job} are gone from their sink's disk: {then}"
+    );
+    Fault::new(ErrorCode::ResultsLost, message)
+        .with_hint("check the sink's disk: volley journal verify DIR")
 }
 
 /// Why rollouts of a cancelled job fail.

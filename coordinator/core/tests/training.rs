@@ -216,6 +216,90 @@ fn reconcile_overrules_the_ledger() {
     );
 }
 
+fn reports_in(bench: &Bench) -> Vec<String> {
+    let reports = bench.out.iter().filter_map(|effect| match effect {
+        Effect::Report { fault } => Some(fault.to_string()),
+        _ => None,
+    });
+    reports.collect()
+}
+
+#[test]
+fn acknowledged_results_that_their_sink_has_no_longer_are_reported_and_played_again() {
+    let mut bench = bench();
+    admit(&mut bench, 8);
+    bench.leases(7);
+    bench.receipt(1, JOB, &[(0, Verdict::Accepted), (1, Verdict::Failed)]);
+    bench.receipt(2, JOB, &[(2, Verdict::Accepted), (3, Verdict::Accepted)]);
+    let says = |accepted: &[(u64, u64)], failed: &[(u64, u64)]| FromLearner::Reconcile {
+        job: JOB,
+        accepted: accepted.to_vec(),
+        failed: failed.to_vec(),
+    };
+    bench.learner_says(says(&[(0, 1), (2, 4)], &[(1, 2)]));
+    assert_eq!(reports_in(&bench), [""; 0], "it has everything");
+    bench.learner_says(says(&[(0, 1), (2, 4)], &[]));
+    assert_eq!(reports_in(&bench), [""; 0], "a failure is no result");
+    bench.learner_says(says(&[(0, 1)], &[]));
+    let reports = reports_in(&bench);
+    assert_eq!(reports.len(), 1, "{reports:?}");
+    assert!(
+        reports[0].starts_with("RESULTS_LOST: 2 acknowledged results of job"),
+        "{reports:?}"
+    );
+    assert!(reports[0].contains("played again"), "{reports:?}");
+    assert_eq!(bench.counts(JOB).2, 1, "two are open again");
+    let notices = bench.snapshot().notices;
+    assert!(
+        notices
+            .iter()
+            .any(|notice| notice.text.starts_with("RESULTS_LOST"))
+    );
+    // Once.
+    bench.learner_says(says(&[(0, 1)], &[]));
+    assert_eq!(reports_in(&bench), [""; 0]);
+}
+
+#[test]
+fn results_of_a_finished_job_that_are_gone_are_reported() {
+    let mut bench = bench();
+    admit(&mut bench, 8);
+    bench.leases(7);
+    bench.receipt(1, JOB, &[(0, Verdict::Accepted), (1, Verdict::Accepted)]);
+    bench.learner_says(FromLearner::State(RunState::Finished));
+    bench.learner_says(FromLearner::Reconcile {
+        job: JOB,
+        accepted: vec![(0, 1)],
+        failed: vec![],
+    });
+    let reports = reports_in(&bench);
+    assert!(reports[0].contains("1 acknowledged results"), "{reports:?}");
+    assert!(reports[0].contains("not played again"), "{reports:?}");
+}
+
+#[test]
+fn a_version_that_its_learner_forgot_is_reported_and_may_be_made_again() {
+    let mut bench = bench();
+    bench.learner_says(FromLearner::Published(entry(2)));
+    bench.say(Input::LearnerDown { session: LEARNER });
+    bench.learner(0..3);
+    assert_eq!(reports_in(&bench), [""; 0], "it has everything");
+    bench.say(Input::LearnerDown { session: LEARNER });
+    bench.learner(0..2);
+    let reports = reports_in(&bench);
+    assert_eq!(reports.len(), 1, "{reports:?}");
+    assert!(
+        reports[0].contains("no record of version 0.2"),
+        "{reports:?}"
+    );
+    bench.learner_says(FromLearner::Collected(vec![version(2).digest]));
+    bench.learner_says(FromLearner::Published(entry(2)));
+    let Some(ReplyBody::Adapters { entries, .. }) = bench.ask(RequestBody::AdapterList(RUN)) else {
+        panic!("a list");
+    };
+    assert_eq!(entries.last(), Some(&entry(2)));
+}
+
 #[test]
 fn a_finished_run_ends_its_jobs() {
     let mut bench = bench();

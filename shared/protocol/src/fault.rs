@@ -134,6 +134,8 @@ error_codes! {
     HeartbeatTimeout = "HEARTBEAT_TIMEOUT", 1;
     /// What was waited for did not happen in time; it goes on.
     WaitTimeout = "WAIT_TIMEOUT", 75;
+    /// Something that was acknowledged is gone from the disk of the process that kept it.
+    ResultsLost = "RESULTS_LOST", 74;
 }
 
 impl fmt::Display for ErrorCode {
