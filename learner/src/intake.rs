@@ -15,7 +15,7 @@ use std::thread;
 
 use volley_protocol::Trajectory;
 use volley_protocol::fault::{ErrorCode, Fault};
-use volley_runtime::segment::{SEGMENT_START, SegmentReader, SegmentWriter};
+use volley_runtime::segment::{Recovery, SEGMENT_START, SegmentReader, SegmentWriter};
 use volley_runtime::vital::Vital;
 
 /// Writes waiting for the disk. Each holds one batch of at most 4 MiB.
@@ -89,7 +89,7 @@ impl Intake {
 
 struct Files {
     directory: PathBuf,
-    current: Option<(PathBuf, SegmentWriter)>,
+    current: Option<SegmentWriter>,
 }
 
 impl Files {
@@ -106,8 +106,8 @@ impl Files {
                     Order::Rotate { below } => self.rotate(below)?,
                 }
             }
-            if let Some((path, writer)) = &mut self.current {
-                writer.sync().map_err(|error| disk_fault(path, &error))?;
+            if let Some(writer) = &mut self.current {
+                writer.sync()?;
             }
             last.into_iter().for_each(synced);
         }
@@ -116,23 +116,17 @@ impl Files {
 
     fn append(&mut self, write: &Write) -> Result<(), Fault> {
         let path = self.directory.join(format!("{:012}.seg", write.number));
-        let (path, writer) = match &mut self.current {
-            Some((path, writer)) => (&*path, writer),
-            empty => {
-                let writer = open(&path)?;
-                let (path, writer) = empty.insert((path, writer));
-                (&*path, writer)
-            }
+        let writer = match &mut self.current {
+            Some(writer) => writer,
+            empty => empty.insert(open(&path)?.0),
         };
-        writer
-            .append(&encode(write))
-            .map(drop)
-            .map_err(|error| disk_fault(path, &error))
+        writer.append(&encode(write))?;
+        Ok(())
     }
 
     fn rotate(&mut self, below: u64) -> Result<(), Fault> {
-        if let Some((path, mut writer)) = self.current.take() {
-            writer.sync().map_err(|error| disk_fault(&path, &error))?;
+        if let Some(mut writer) = self.current.take() {
+            seal(&mut writer)?;
         }
         let files = list(&self.directory)?;
         // A file ends where the next one begins.
@@ -145,31 +139,70 @@ impl Files {
     }
 }
 
-/// Everything that is still there, in the order of the writes.
+/// Everything that is still there, in the order of the writes. None may be missing in between,
+/// but for those that a repair gave up.
 pub(crate) fn read_back(directory: &Path) -> Result<Vec<Write>, Fault> {
-    let mut writes = Vec::new();
-    for (_, path) in list(directory)? {
+    let mut writes: Vec<Write> = Vec::new();
+    // The next number, unless a repair has made that unknown.
+    let mut due: Option<u64> = None;
+    for (at, (first, path)) in list(directory)?.into_iter().enumerate() {
         // Opening for writing cuts off a torn tail, so that reading meets whole records only.
-        drop(open(&path)?);
-        let reader = SegmentReader::open(&path).map_err(|error| disk_fault(&path, &error))?;
+        // Further writes go to a new file.
+        let (mut writer, recovery) = open(&path)?;
+        seal(&mut writer)?;
+        drop(writer);
+        if at == 0 {
+            due = Some(first);
+        }
+        if recovery.gaps > 0 {
+            due = None;
+        }
+        if due.is_some_and(|due| due != first) {
+            return Err(missing(&path, due, first));
+        }
+        let reader = SegmentReader::open(&path)?;
         for record in reader.records(SEGMENT_START) {
-            let record = record.map_err(|error| disk_fault(&path, &error))?;
-            writes.push(decode(&record.payload).map_err(|error| disk_fault(&path, &error))?);
+            let write = decode(&record?.payload).map_err(|error| disk_fault(&path, &error))?;
+            if due.is_some_and(|due| due != write.number) {
+                return Err(missing(&path, due, write.number));
+            }
+            due = (recovery.gaps == 0).then_some(write.number + 1);
+            writes.push(write);
         }
     }
     Ok(writes)
 }
 
-fn open(path: &Path) -> Result<SegmentWriter, Fault> {
-    let (writer, recovery) = SegmentWriter::open(path).map_err(|error| disk_fault(path, &error))?;
+/// Says in the file that it is complete.
+fn seal(writer: &mut SegmentWriter) -> Result<(), Fault> {
+    writer.seal().and_then(|()| writer.sync())?;
+    Ok(())
+}
+
+fn missing(path: &Path, due: Option<u64>, found: u64) -> Fault {
+    let (path, due) = (path.display(), due.unwrap_or_default());
+    let message = format!(
+        "{path} goes on with write {found}, but write {due} is due: writes that were \
+                           acknowledged are missing"
+    );
+    Fault::new(ErrorCode::StoreFailed, message)
+        .with_hint("restore the directory from a copy: a file of it was removed or cut short")
+}
+
+fn open(path: &Path) -> Result<(SegmentWriter, Recovery), Fault> {
+    let (writer, recovery) = SegmentWriter::open(path)?;
     if recovery.lost_bytes > 0 {
         let (path, bytes) = (path.display(), recovery.lost_bytes);
         tracing::warn!(%path, bytes, "a tail that was never acknowledged was cut off");
     }
-    Ok(writer)
+    if recovery.gaps > 0 {
+        let (path, gaps) = (path.display(), recovery.gaps);
+        tracing::warn!(%path, gaps, "a repair gave writes up: what they held is played again");
+    }
+    Ok((writer, recovery))
 }
 
-fn list(directory: &Path) -> Result<Vec<(u64, PathBuf)>, Fault> {
+pub(crate) fn list(directory: &Path) -> Result<Vec<(u64, PathBuf)>, Fault> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(directory).map_err(|error| disk_fault(directory, &error))? {
         let path = entry.map_err(|error| disk_fault(directory, &error))?.path();
@@ -198,7 +231,7 @@ fn encode(write: &Write) -> Vec<u8> {
     bytes
 }
 
-fn decode(bytes: &[u8]) -> Result<Write, String> {
+pub(crate) fn decode(bytes: &[u8]) -> Result<Write, String> {
     let (number, rest) = bytes
         .split_first_chunk()
         .ok_or("a write without a number")?;
@@ -222,10 +255,13 @@ fn decode(bytes: &[u8]) -> Result<Write, String> {
     Ok(write)
 }
 
+/// A segment's own fault says what to do about it; the rest is told with its place.
 fn disk_fault(path: &Path, error: &impl std::fmt::Display) -> Fault {
-    Fault::new(
-        ErrorCode::StoreFailed,
-        format!("{}: {error}", path.display()),
-    )
-    .with_hint("nothing acknowledged is lost; free the disk and run again with --resume")
+    let message = format!("{}: {error}", path.display());
+    let fault = Fault::new(ErrorCode::StoreFailed, message);
+    let hint = "nothing acknowledged is lost; free the disk and run again with --resume";
+    fault.with_hint(hint)
 }
+
+#[cfg(test)]
+mod tests;

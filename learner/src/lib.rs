@@ -11,6 +11,7 @@
 mod coordinator_link;
 mod driver;
 mod intake;
+pub mod journal;
 mod records;
 mod reference;
 mod restore;

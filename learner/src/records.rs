@@ -1,11 +1,15 @@
 //! What a run leaves on its disk, and how it is read back.
 //!
 //! ```text
-//! steps.jsonl                     one record for each step, synced before its version is published
+//! steps.jsonl                     one record for each step, synced before its version is published;
+//!                                 each line with a checksum
 //! metrics.jsonl                   the same steps for people and plots
 //! checkpoints/step-000020.state   the optimiser's state, every K steps
 //! checkpoints/step-000020.json    its manifest: which version, which digest
 //! ```
+//!
+//! A line of `metrics.jsonl` is written after its step was synced: so it tells a step record that was
+//! lost or damaged from one that was never finished.
 //!
 //! State at any step = newest valid checkpoint + replay of the records after it. A replay must
 //! give the recorded digest, so a damaged file cannot go unnoticed.
@@ -23,6 +27,11 @@ use volley_protocol::run::StepReport;
 use volley_protocol::{Digest, RunId};
 use volley_runtime::files;
 use volley_runtime::run_dir::metrics_line;
+
+mod read;
+
+pub(crate) use read::read_steps;
+use read::{first_damage, to_line};
 
 /// Checkpoints kept: the newest, and one to fall back on.
 const CHECKPOINTS_KEPT: usize = 2;
@@ -122,7 +131,14 @@ impl Records {
     /// Opens the files and reads the records back. A torn last line was never published: it goes.
     pub(crate) fn open(directory: &Path) -> Result<(Self, Vec<StepRecord>), Fault> {
         let path = directory.join("steps.jsonl");
-        let records = read_records(&path)?;
+        let found = read_steps(directory)?;
+        if let Some(damage) = &found.damage {
+            return Err(first_damage(&path, damage));
+        }
+        if found.torn_bytes > 0 {
+            tracing::warn!(bytes = found.torn_bytes, "a torn step record is dropped");
+        }
+        let records = found.records;
         let whole: String = records.iter().map(to_line).collect();
         write_synced(&path, whole.as_bytes())?;
         let metrics_path = directory.join("metrics.jsonl");
@@ -156,12 +172,12 @@ impl Records {
             .steps
             .write_all(line.as_bytes())
             .and_then(|()| self.steps.sync_data());
-        synced.map_err(|error| io_fault(&self.directory, &error))?;
+        synced.map_err(|error| io_fault(&self.directory.join("steps.jsonl"), &error))?;
         // Rebuilt from the records at the next start, whatever happens to it.
         let written = self
             .metrics
             .write_all(metrics_line(&record.report).as_bytes());
-        written.map_err(|error| io_fault(&self.directory, &error))
+        written.map_err(|error| io_fault(&self.directory.join("metrics.jsonl"), &error))
     }
 
     /// Writes a checkpoint: state first, manifest last, older ones beyond the bound removed.
@@ -195,7 +211,7 @@ impl Records {
             .rev()
             .filter(|step| *step <= head)
         {
-            match self.read_checkpoint(step) {
+            match read_checkpoint(&self.directory.join("checkpoints"), step) {
                 Ok(state) => return Ok(Some(Checkpoint { step, state })),
                 Err(reason) => tracing::warn!(step, reason, "a damaged checkpoint is passed over"),
             }
@@ -203,32 +219,9 @@ impl Records {
         Ok(None)
     }
 
-    fn read_checkpoint(&self, step: u64) -> Result<Vec<u8>, String> {
-        let text = fs::read(self.checkpoint_path(step, "json")).map_err(|e| e.to_string())?;
-        let manifest: Manifest = serde_json::from_slice(&text).map_err(|e| e.to_string())?;
-        let state = fs::read(self.checkpoint_path(step, "state")).map_err(|e| e.to_string())?;
-        if Digest::of(&state).to_string() == manifest.state_sha256 {
-            Ok(state)
-        } else {
-            Err("its state has another digest than its manifest says".into())
-        }
-    }
-
     /// Steps with a manifest, ascending.
     fn checkpoints(&self) -> Result<Vec<u64>, Fault> {
-        let directory = self.directory.join("checkpoints");
-        let mut steps = Vec::new();
-        for entry in fs::read_dir(&directory).map_err(|error| io_fault(&directory, &error))? {
-            let name = entry
-                .map_err(|error| io_fault(&directory, &error))?
-                .file_name();
-            let step = name
-                .to_str()
-                .and_then(|n| n.strip_prefix("step-")?.strip_suffix(".json"));
-            steps.extend(step.and_then(|step| step.parse::<u64>().ok()));
-        }
-        steps.sort_unstable();
-        Ok(steps)
+        checkpoint_steps(&self.directory.join("checkpoints"))
     }
 
     fn checkpoint_path(&self, step: u64, extension: &str) -> PathBuf {
@@ -238,50 +231,42 @@ impl Records {
     }
 }
 
-fn read_records(path: &Path) -> Result<Vec<StepRecord>, Fault> {
-    let text = match fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(io_fault(path, &error)),
-    };
-    let mut records: Vec<StepRecord> = Vec::new();
-    let lines: Vec<&str> = text.lines().collect();
-    for (at, line) in lines.iter().enumerate() {
-        let parsed: Result<StepRecord, _> = serde_json::from_str(line);
-        match parsed {
-            Ok(record) => {
-                check_link(path, records.last(), &record)?;
-                records.push(record);
-            }
-            Err(_) if at + 1 == lines.len() && !text.ends_with('\n') => {
-                tracing::warn!("a torn step record is dropped")
-            }
-            Err(error) => {
-                let message = format!("{}:{}: {error}", path.display(), at + 1);
-                return Err(Fault::new(ErrorCode::CheckpointInvalid, message));
-            }
-        }
+/// Steps with a manifest, ascending.
+pub(crate) fn checkpoint_steps(directory: &Path) -> Result<Vec<u64>, Fault> {
+    let mut steps = Vec::new();
+    for entry in fs::read_dir(directory).map_err(|error| io_fault(directory, &error))? {
+        let name = entry
+            .map_err(|error| io_fault(directory, &error))?
+            .file_name();
+        let step = name
+            .to_str()
+            .and_then(|n| n.strip_prefix("step-")?.strip_suffix(".json"));
+        steps.extend(step.and_then(|step| step.parse::<u64>().ok()));
     }
-    Ok(records)
+    steps.sort_unstable();
+    Ok(steps)
 }
 
-/// Invariant 8: versions form one chain by parent digest.
-fn check_link(path: &Path, last: Option<&StepRecord>, record: &StepRecord) -> Result<(), Fault> {
-    let links =
-        last.is_none_or(|last| last.digest == record.parent && last.step + 1 == record.step);
-    if links {
-        return Ok(());
+/// The state of a checkpoint, if it is as its manifest says.
+pub(crate) fn read_checkpoint(directory: &Path, step: u64) -> Result<Vec<u8>, String> {
+    let path = |extension: &str| directory.join(format!("step-{step:06}.{extension}"));
+    let text = fs::read(path("json")).map_err(|e| e.to_string())?;
+    let manifest: Manifest = serde_json::from_slice(&text).map_err(|e| e.to_string())?;
+    let state = fs::read(path("state")).map_err(|e| e.to_string())?;
+    if manifest.step != step {
+        return Err(format!("its manifest is that of step {}", manifest.step));
     }
-    let message = format!(
-        "{}: the record of step {} does not follow the one before it",
-        path.display(),
-        record.step
-    );
-    Err(Fault::new(ErrorCode::CheckpointInvalid, message))
-}
-
-fn to_line(record: &StepRecord) -> String {
-    format!("{}\n", json!(record))
+    if manifest.state_bytes != state.len() as u64 {
+        let (has, due) = (state.len(), manifest.state_bytes);
+        return Err(format!(
+            "its state has {has} bytes, its manifest says {due}"
+        ));
+    }
+    if Digest::of(&state).to_string() == manifest.state_sha256 {
+        Ok(state)
+    } else {
+        Err("its state has another digest than its manifest says".into())
+    }
 }
 
 fn parse_digest(hex: &str) -> Result<Digest, Fault> {
@@ -313,3 +298,6 @@ fn io_fault(path: &Path, error: &std::io::Error) -> Fault {
     )
     .with_hint("free the disk and run again with --resume")
 }
+
+#[cfg(test)]
+mod tests;

@@ -157,11 +157,39 @@ fn catch_up(
         };
         replay(thread, parent, record, played)?;
     }
+    mend_head(thread, head, steps, run)?;
     if head < thread.train.steps {
         // Better now than after the rollouts of a step that cannot be made.
         thread.reference.pull(head)?;
     }
     Ok(())
+}
+
+/// Workers will ask for the newest version first: a damaged file of it is written again.
+fn mend_head(
+    thread: &TrainerThread,
+    head: u64,
+    steps: &[StepRecord],
+    run: RunId,
+) -> Result<(), Fault> {
+    let adapter = thread.trainer.published();
+    let bytes = adapter.to_bytes();
+    let digest = Digest::of(&bytes);
+    if let Some(record) = steps.last()
+        && record.entry(run)?.version.digest != digest
+    {
+        return Err(damaged(record, "its checkpoint holds another adapter"));
+    }
+    if thread.versions.is_whole(head, digest) {
+        return Ok(());
+    }
+    tracing::warn!(
+        step = head,
+        "the newest adapter is missing or damaged: written again"
+    );
+    thread
+        .versions
+        .add(head, &adapter, bytes, &thread.base_model)
 }
 
 /// Makes a recorded step again. It must come out as it did.

@@ -83,7 +83,10 @@ impl TrainerThread {
             while let Ok(order) = inbox.recv() {
                 match order {
                     TrainerOrder::Step { batch, groups } => {
-                        report(self.step(began, &batch, &groups));
+                        match self.step(began, &batch, &groups) {
+                            Ok(made) => report(made),
+                            Err(fault) => disk_failed(fault),
+                        }
                     }
                     TrainerOrder::Checkpoint { step, durable } => match self.checkpoint(step) {
                         Ok(()) => durable(),
@@ -100,15 +103,23 @@ impl TrainerThread {
         Ok(TrainerHandle(orders))
     }
 
-    fn step(&mut self, began: Instant, batch: &Batch, groups: &[PlayedGroup]) -> Input {
+    /// What became of a step. A disk that fails is no property of the step: the process ends, and
+    /// its next life makes the step again.
+    fn step(
+        &mut self,
+        began: Instant,
+        batch: &Batch,
+        groups: &[PlayedGroup],
+    ) -> Result<Input, Fault> {
         match self.try_step(began, batch, groups) {
-            Ok((report, entry)) => Input::StepDone {
+            Ok((report, entry)) => Ok(Input::StepDone {
                 report: Box::new(report),
                 entry,
-            },
+            }),
+            Err(fault) if fault.code == ErrorCode::StoreFailed => Err(fault),
             Err(fault) => {
                 tracing::error!(step = batch.step, %fault, "the step was abandoned");
-                Input::StepFailed { fault }
+                Ok(Input::StepFailed { fault })
             }
         }
     }

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use volley_engine::adapter::Adapter;
 use volley_protocol::Digest;
 use volley_protocol::fault::{ErrorCode, Fault};
+use volley_runtime::files;
 
 /// Adapters kept in memory: workers fetch the newest within milliseconds of each other, and
 /// stragglers the one before.
@@ -127,6 +128,12 @@ impl Versions {
         fs::metadata(path).ok().map(|file| file.len())
     }
 
+    /// Does the disk hold the version of this name?
+    pub(crate) fn is_whole(&self, step: u64, digest: Digest) -> bool {
+        let path = step_directory(&self.0.directory, step).join(WEIGHTS);
+        fs::read(path).is_ok_and(|bytes| Digest::of(&bytes) == digest)
+    }
+
     /// Deletes versions that nobody needs.
     pub(crate) fn delete(&self, digests: &[Digest]) {
         let mut state = self.lock();
@@ -170,6 +177,7 @@ pub(crate) fn write_whole(
             .and_then(|file| file.sync_all())
             .map_err(io)?;
     }
+    files::sync_dir(&fresh).map_err(io)?;
     if directory.exists() {
         // A replay writes what was there already.
         fs::remove_dir_all(directory).map_err(io)?;

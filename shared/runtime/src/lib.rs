@@ -9,11 +9,13 @@
 //! | [`recipe`] | the training recipe |
 //! | [`run_dir`] | the directory of a training run |
 //! | [`report`] | `report.html` of a run |
+//! | [`checked_line`] | lines of JSON that carry a checksum |
 //! | [`cache_dir`] | where files are that can be made again |
 //! | [`cluster_file`] | where a cluster on this machine is |
 //! | [`vital`] | threads whose panic ends the process |
 //! | [`mailbox`] | the way to a driver that does not exist yet |
 //! | [`memory`] | what the system would still give |
+//! | [`journal`] | what a look at a directory of durable files found |
 //! | [`lock`] | one process per data directory |
 //! | [`files`] | files that are there whole or not at all |
 //! | [`telemetry`] | log lines, and text from elsewhere made safe to show |
@@ -22,6 +24,7 @@
 //! | [`env_vars`] | every environment variable, in one table |
 
 pub mod cache_dir;
+pub mod checked_line;
 pub mod cluster_file;
 pub mod config;
 pub mod conversation;
@@ -29,6 +32,7 @@ pub mod env_vars;
 mod faults;
 pub mod files;
 pub mod greeting;
+pub mod journal;
 pub mod lock;
 pub mod mailbox;
 pub mod memory;

@@ -33,7 +33,7 @@ pub use error::SegmentError;
 pub use format::{RECORD_BYTES_MAX, SEGMENT_START};
 pub use inspect::{Damage, Inspection, inspect, inspect_each};
 pub use reader::{Page, Record, Records, SegmentReader, read_all};
-pub use repair::{Repaired, repair};
+pub use repair::{Repaired, repair, set_aside};
 pub use writer::{Recovery, SegmentWriter};
 
 #[cfg(test)]

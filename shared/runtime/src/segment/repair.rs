@@ -73,7 +73,7 @@ pub fn repair(path: &Path) -> Result<Option<Repaired>, SegmentError> {
 ///
 /// # Errors
 /// What the system says.
-pub(crate) fn set_aside(path: &Path) -> io::Result<PathBuf> {
+pub fn set_aside(path: &Path) -> io::Result<PathBuf> {
     for number in 1..=COPIES_MAX {
         let mut name = path.as_os_str().to_owned();
         name.push(format!(".damaged-{number}"));

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 
+mod inspect;
 mod memory;
 mod schema;
 mod sqlite;
@@ -14,6 +15,7 @@ mod wal;
 
 use volley_protocol::{Fault, JobId, Payloads};
 
+pub use inspect::{inspect_store, repair_store};
 pub use memory::MemoryStore;
 pub use sqlite::SqliteStore;
 

@@ -373,3 +373,69 @@ fn a_file_that_is_mostly_empty_is_written_anew() {
     drop(store);
     assert!(std::fs::metadata(&path).expect("there").len() < 100_000);
 }
+
+#[test]
+fn a_damaged_store_is_inspected_and_keeps_its_whole_rows() {
+    use super::super::{inspect_store, repair_store};
+    use crate::journal::State;
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let path = dir.path().join("s.db");
+    let mut store = SqliteStore::open(&path).expect("open");
+    store.append(&records(0..40)).expect("append");
+    store.meta_set("listen", "here").expect("set");
+    let fine = inspect_store(&path, |_| Ok(())).expect("inspect, also while it is open");
+    assert_eq!((fine.records, fine.state), (40, State::Whole));
+    assert_eq!(repair_store(&path).expect("inspect"), None);
+    drop(store);
+
+    let mut bytes = std::fs::read(&path).expect("read");
+    let needle = b"{\"n\":23}";
+    let at = bytes
+        .windows(needle.len())
+        .position(|found| found == needle)
+        .expect("a row");
+    bytes[at + 6] ^= 1;
+    std::fs::write(&path, &bytes).expect("write");
+    let fault = SqliteStore::open(&path)
+        .and_then(|mut store| store.load())
+        .expect_err("refused");
+    assert!(
+        fault.message.contains("record 24 is not as it was written"),
+        "{fault}"
+    );
+    let entry = inspect_store(&path, |_| Ok(())).expect("inspect");
+    assert!(
+        matches!(&entry.state, State::Damaged { what, .. } if what == "record 24"),
+        "{entry:?}"
+    );
+
+    let mended = repair_store(&path).expect("repair").expect("damaged");
+    assert_eq!(mended.lost, "lost: record 24; 39 records are whole");
+    let copy = mended.copy.expect("kept");
+    assert_eq!(std::fs::read(copy).expect("read"), bytes);
+    let mut store = SqliteStore::open(&path).expect("open");
+    let kept: Vec<String> = records(0..23).into_iter().chain(records(24..40)).collect();
+    assert_eq!(store.load(), Ok(kept));
+    assert_eq!(store.meta_get("listen"), Ok(Some("here".into())));
+}
+
+#[test]
+fn a_damaged_log_is_repaired_to_what_stands_before_the_damage() {
+    use super::super::{inspect_store, repair_store};
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (copy, all, ends) = crashed(dir.path(), false);
+    let log = wal_of(&copy);
+    let mut bytes = std::fs::read(&log).expect("read");
+    bytes[ends[4] as usize + 1000] ^= 1;
+    std::fs::write(&log, &bytes).expect("write");
+    let entry = inspect_store(&copy, |_| Ok(())).expect("inspect");
+    assert!(entry.is_damaged());
+    let mended = repair_store(&copy).expect("repair").expect("damaged");
+    assert!(
+        mended.lost.contains("behind the damage of the log"),
+        "{}",
+        mended.lost
+    );
+    let mut store = SqliteStore::open(&copy).expect("open");
+    assert_eq!(store.load().expect("read"), all[..records_after(4)]);
+}
