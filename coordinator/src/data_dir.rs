@@ -4,13 +4,11 @@
 //! lock  coordinator.db  results/  ca/ (0600)  identities/ (0600)  reset.key  cluster.json
 //! ```
 
-use std::fs::OpenOptions;
-use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use volley_link::{ClusterCa, Identity, ResetKey, Role};
 use volley_protocol::fault::{ErrorCode, Fault};
+use volley_runtime::files;
 use volley_runtime::greeting::link_fault;
 use volley_runtime::lock::DirLock;
 
@@ -36,7 +34,7 @@ impl DataDir {
     }
 
     pub(crate) fn store(&self) -> PathBuf {
-        self.path.join("coordinator.db")
+        self.path.join(crate::journal::STORE_FILE)
     }
 
     pub(crate) fn results(&self) -> PathBuf {
@@ -65,9 +63,12 @@ impl DataDir {
         let moved = std::fs::create_dir_all(&fresh)
             .map_err(|error| io_fault(&fresh, &error))
             .and_then(|()| ca.save(&fresh).map_err(|error| link_fault(&error)))
-            // A directory appears whole or not at all.
+            // A directory appears whole or not at all: what peers were given must outlive a power cut.
             .and_then(|()| {
-                std::fs::rename(&fresh, &directory).map_err(|error| io_fault(&directory, &error))
+                let renamed = files::sync_dir(&fresh)
+                    .and_then(|()| std::fs::rename(&fresh, &directory))
+                    .and_then(|()| files::sync_parent(&directory));
+                renamed.map_err(|error| io_fault(&directory, &error))
             });
         moved.map(|()| ca)
     }
@@ -94,23 +95,13 @@ impl DataDir {
             Ok(bytes) => ResetKey::from_bytes(&bytes).map_err(|error| link_fault(&error)),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 let key = ResetKey::generate();
-                write_secret(&path, key.as_bytes()).map_err(|error| io_fault(&path, &error))?;
+                files::write_atomic(&path, key.as_bytes(), 0o600)
+                    .map_err(|error| io_fault(&path, &error))?;
                 Ok(key)
             }
             Err(error) => Err(io_fault(&path, &error)),
         }
     }
-}
-
-/// Only the owner reads it. A torn file is refused by its length at the next start.
-fn write_secret(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)?;
-    file.write_all(bytes)?;
-    file.sync_all()
 }
 
 fn io_fault(path: &Path, error: &std::io::Error) -> Fault {

@@ -10,7 +10,9 @@
 mod committer;
 mod data_dir;
 mod driver;
+pub mod journal;
 mod listen;
+mod orphans;
 mod outbound;
 mod provisioner;
 mod relay;
@@ -175,6 +177,7 @@ fn prepare(options: &CoordinatorOptions) -> Result<Prepared, Fault> {
     directory.hand_out(&ca)?;
     let mut store = SqliteStore::open(&directory.store())?;
     let (epoch, records) = remember(&mut store)?;
+    orphans::collect(&directory.results(), &records, SystemTime::now())?;
 
     let link = LinkRuntime::start().map_err(|error| link_fault(&error))?;
     let identity = ca

@@ -138,8 +138,7 @@ impl Keeper {
             }
             RelayRequest::Complete(job) => {
                 if let Some(results) = self.jobs.get_mut(&job) {
-                    results.complete = true;
-                    results.close()?;
+                    results.finish()?;
                 }
                 self.writers.retain(|other| *other != job);
             }

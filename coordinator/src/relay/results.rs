@@ -75,6 +75,17 @@ impl JobResults {
         Ok(())
     }
 
+    /// Nothing is to follow: says so in the file, and gives the descriptor back. The records are
+    /// durable before anybody hears of the end; the seal itself need not be.
+    pub(super) fn finish(&mut self) -> Result<(), Fault> {
+        self.complete = true;
+        if let Some(mut writer) = self.writer.take() {
+            writer.seal()?;
+            self.end = writer.end();
+        }
+        Ok(())
+    }
+
     /// Where the next record will stand.
     pub(super) fn end(&self) -> u64 {
         self.writer.as_ref().map_or(self.end, SegmentWriter::end)
@@ -97,8 +108,7 @@ impl JobResults {
             Some(writer) => writer,
             empty => empty.insert(open(&self.path)?),
         };
-        let appended = writer.append_parts(record);
-        appended.map_err(|error| store_fault(&self.path, &error))?;
+        writer.append_parts(record)?;
         match how {
             Settled::Accepted => self.accepted.insert(index),
             Settled::Failed => self.failed.insert(index),
@@ -111,8 +121,8 @@ impl JobResults {
         let Some(writer) = &mut self.writer else {
             return Ok(());
         };
-        let synced = writer.sync();
-        synced.map_err(|error| store_fault(&self.path, &error))
+        writer.sync()?;
+        Ok(())
     }
 
     /// The records from a cursor on, as many as fit a page.
@@ -203,8 +213,7 @@ fn settles(payload: &[u8]) -> Result<(u64, Settled), CodecError> {
 }
 
 fn open(path: &Path) -> Result<SegmentWriter, Fault> {
-    let opened = SegmentWriter::open(path);
-    let (writer, recovery) = opened.map_err(|error| store_fault(path, &error))?;
+    let (writer, recovery) = SegmentWriter::open(path)?;
     if recovery.lost_bytes > 0 {
         let (path, bytes) = (path.display(), recovery.lost_bytes);
         tracing::warn!(%path, bytes, "a tail that was never acknowledged was cut off");
