@@ -66,6 +66,9 @@ pub(crate) enum Verb {
     /// Measure this machine as a cluster: rollouts that cost nothing, through real processes.
     #[command(subcommand)]
     Bench(verbs::bench::BenchVerb),
+    /// Check the durable files of a stopped cluster or run, and repair them.
+    #[command(subcommand)]
+    Journal(verbs::journal::JournalVerb),
     /// Run the engine by itself, on files: log-probabilities, texts, gradients, optimiser steps.
     #[command(subcommand)]
     Policy(verbs::policy::PolicyVerb),

@@ -6,6 +6,7 @@ pub(crate) mod completions;
 pub(crate) mod doctor;
 pub(crate) mod explain;
 pub(crate) mod job;
+pub(crate) mod journal;
 mod lines;
 pub(crate) mod map;
 pub(crate) mod policy;
@@ -47,6 +48,7 @@ pub(crate) fn run(verb: Verb, output: &Output, handoff: Handoff) -> Result<(), S
         Verb::Completions(args) => completions::run(&args, output),
         Verb::Bench(verb) => bench::run(verb, output, &handoff),
         Verb::Policy(verb) => policy::run(verb, output),
+        Verb::Journal(verb) => journal::run(&verb, output),
     }
 }
 

@@ -32,11 +32,21 @@ impl<'h> Cluster<'h> {
     }
 
     fn start(home: &'h Home, verb: &str, options: &[&str]) -> Self {
+        Self::start_with(home, verb, options, &[])
+    }
+
+    /// The same with further variables in the environment of its first life.
+    pub(crate) fn start_with(
+        home: &'h Home,
+        verb: &str,
+        options: &[&str],
+        env: &[(&str, &Path)],
+    ) -> Self {
         let data_dir = home.path("data");
         let mut command = vec![verb.to_owned(), "--data-dir".to_owned()];
         command.push(data_dir.display().to_string());
         command.extend(options.iter().map(|option| (*option).to_owned()));
-        let root = home.start(&command);
+        let root = home.start_with(&command, env);
         let mut this = Self {
             home,
             data_dir,
@@ -61,6 +71,17 @@ impl<'h> Cluster<'h> {
         let options = options.iter().map(|option| (*option).to_owned());
         self.command.extend(options);
         self.start_again();
+    }
+
+    /// The same command line once more, whatever comes of it.
+    pub(crate) fn start_again_at_once(&mut self) {
+        self.root = self.home.start(&self.command);
+    }
+
+    /// The same command line once more, when the process before has ended with this status.
+    pub(crate) fn start_again_after(&mut self, status: i32) {
+        let next = self.home.start(&self.command);
+        std::mem::replace(&mut self.root, next).end().with(status);
         self.wait_until_it_answers();
     }
 

@@ -43,6 +43,11 @@ impl Home {
 
     /// Starts `volley ARGS`; what it says goes into files.
     pub(crate) fn start<S: AsRef<str>>(&self, args: &[S]) -> Running {
+        self.start_with(args, &[])
+    }
+
+    /// The same with further variables, which its children inherit.
+    pub(crate) fn start_with<S: AsRef<str>>(&self, args: &[S], env: &[(&str, &Path)]) -> Running {
         let number = self.started.fetch_add(1, Ordering::Relaxed);
         let args: Vec<&str> = args.iter().map(AsRef::as_ref).collect();
         let (out, err) = (
@@ -57,6 +62,7 @@ impl Home {
             .env("HOME", self.dir.path())
             .env("XDG_RUNTIME_DIR", self.dir.path())
             .env("XDG_STATE_HOME", self.path("state"))
+            .envs(env.iter().copied())
             .stdin(Stdio::null())
             .stdout(create(&out))
             .stderr(create(&err))

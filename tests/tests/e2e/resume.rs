@@ -60,6 +60,54 @@ fn an_interrupted_run_resumes_to_the_bit() {
 }
 
 #[test]
+fn a_run_whose_newest_checkpoint_and_adapter_are_damaged_resumes_to_the_bit() {
+    let recipe = RECIPE
+        .text()
+        .replace("[train]\n", "[train]\ncheckpoint_every = 1\n");
+    let home = Home::new();
+    home.write("recipe.toml", recipe);
+    let train = [
+        "train",
+        "recipe.toml",
+        "--run-dir",
+        "run",
+        "--seed",
+        "7",
+        "--json",
+    ];
+    let mut run = home.start(&train);
+    wait_for_step(&mut run, 3);
+    run.signal(Signal::INT);
+    run.end().with(130);
+    until("the end of every process", || {
+        home.processes().is_empty().then_some(())
+    });
+
+    let newest = |folder: &str, name: &dyn Fn(u64) -> String| {
+        let place = home.path("run").join(folder);
+        let paths = (1..=RECIPE.steps).rev().map(|step| place.join(name(step)));
+        let mut there = paths.filter(|path| path.exists());
+        there.next().expect("one was written")
+    };
+    let state = newest("checkpoints", &|step| format!("step-{step:06}.state"));
+    let weights = newest("adapters", &|step| {
+        format!("step-{step:06}/adapter_model.safetensors")
+    });
+    for path in [&state, &weights] {
+        let mut bytes = std::fs::read(path).expect("read");
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 16;
+        std::fs::write(path, bytes).expect("write");
+    }
+    let told = home.run(&["journal", "verify", "run", "--json"]).with(1);
+    assert_eq!(told.objects()[0]["damaged"], 2, "{}", told.out);
+
+    let resumed = home.run(&["train", "--resume", "--run-dir", "run", "--json"]);
+    assert_as_undisturbed(&home, resumed);
+    home.run(&["journal", "verify", "run"]).with(0);
+}
+
+#[test]
 fn a_version_that_is_the_reference_outlives_its_collection_and_a_killed_learner() {
     let recipe = Recipe {
         kl_penalty: 0.2,
