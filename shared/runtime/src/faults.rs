@@ -31,6 +31,12 @@ pub(crate) fn io_hint(error: &io::Error) -> &'static str {
         io::ErrorKind::PermissionDenied => "check owner and mode of that path",
         io::ErrorKind::ReadOnlyFilesystem => "choose a directory on a writable file system",
         io::ErrorKind::NotFound => "check the path",
+        io::ErrorKind::FileTooLarge => {
+            "raise the limit of file sizes (ulimit -f), then start again"
+        }
+        _ if error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) => {
+            "check the disk (the kernel's log says more), then start again"
+        }
         _ => "",
     }
 }

@@ -147,10 +147,20 @@ fn shm_of(path: &Path) -> PathBuf {
     shm.into()
 }
 
+/// Opens the store so that nothing is written. Without a log SQLite would create an empty one.
 fn read_only(path: &Path) -> Result<Connection, String> {
     let text = |error: rusqlite::Error| error.to_string();
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    Connection::open_with_flags(path, flags).map_err(text)
+    let has_log = fs::metadata(wal_of(path)).is_ok_and(|log| log.len() > 0);
+    let Some(name) = path.to_str().filter(|_| !has_log) else {
+        return Connection::open_with_flags(path, flags).map_err(text);
+    };
+    let escaped = name
+        .replace('%', "%25")
+        .replace('?', "%3f")
+        .replace('#', "%23");
+    let uri = format!("file:{escaped}?immutable=1");
+    Connection::open_with_flags(uri, flags | OpenFlags::SQLITE_OPEN_URI).map_err(text)
 }
 
 fn rows(db: &Connection) -> Result<Rows, String> {

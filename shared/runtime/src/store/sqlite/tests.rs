@@ -387,6 +387,9 @@ fn a_damaged_store_is_inspected_and_keeps_its_whole_rows() {
     assert_eq!((fine.records, fine.state), (40, State::Whole));
     assert_eq!(repair_store(&path).expect("inspect"), None);
     drop(store);
+    inspect_store(&path, |_| Ok(())).expect("inspect");
+    let there = std::fs::read_dir(dir.path()).expect("list").count();
+    assert_eq!(there, 1, "looking at it leaves nothing behind");
 
     let mut bytes = std::fs::read(&path).expect("read");
     let needle = b"{\"n\":23}";
