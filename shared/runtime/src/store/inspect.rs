@@ -4,17 +4,21 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OpenFlags};
-use volley_protocol::Fault;
+use volley_protocol::codec::Blob;
+use volley_protocol::{Fault, JobId, Payloads};
 
-use super::schema::{self, meta_crc, record_crc};
+use super::schema::{self, meta_crc, payload_crc, record_crc};
 use super::sqlite::wal_of;
-use super::{SqliteStore, Store as _, wal};
+use super::{Batch, PayloadKey, SqliteStore, Store as _, wal};
 use crate::journal::{Entry, Mended, State};
 use crate::segment::set_aside;
 use crate::{faults, files};
 
+/// First schema with payloads.
+const PAYLOADS_SINCE: u32 = 2;
+
 /// First schema whose rows have checksums.
-const CHECKSUMS_SINCE: u32 = 2;
+const CHECKSUMS_SINCE: u32 = 3;
 
 /// Records of one transaction of a repair.
 const RECORDS_AT_ONCE: usize = 4096;
@@ -24,6 +28,7 @@ const RECORDS_AT_ONCE: usize = 4096;
 struct Rows {
     records: Vec<String>,
     meta: Vec<(String, String)>,
+    payloads: Vec<(PayloadKey, Payloads)>,
     /// What is not as it was written.
     wrong: Vec<String>,
 }
@@ -131,6 +136,14 @@ fn write_anew(path: &Path, rows: &Rows) -> Result<PathBuf, Fault> {
     for records in rows.records.chunks(RECORDS_AT_ONCE) {
         store.append(records)?;
     }
+    for payloads in &rows.payloads {
+        // One by one: each may be as large as a frame.
+        let payloads = vec![payloads.clone()];
+        store.commit(&Batch {
+            payloads,
+            ..Batch::default()
+        })?;
+    }
     for (key, value) in &rows.meta {
         store.meta_set(key, value)?;
     }
@@ -172,7 +185,8 @@ fn rows(db: &Connection) -> Result<Rows, String> {
     if verdict != "ok" {
         rows.wrong.push(verdict);
     }
-    let has_checksums = schema::version(db)? >= CHECKSUMS_SINCE;
+    let version = schema::version(db)?;
+    let has_checksums = version >= CHECKSUMS_SINCE;
     let column = if has_checksums { "crc" } else { "0" };
     let last = "SELECT coalesce(max(seq), 0) FROM record";
     let last: i64 = db.query_row(last, [], |row| row.get(0)).map_err(text)?;
@@ -190,21 +204,59 @@ fn rows(db: &Connection) -> Result<Rows, String> {
             Ok(_) | Err(_) => rows.wrong.push(format!("record {seq}")),
         }
     }
-    let mut query = db
-        .prepare(&format!("SELECT key, value, {column} FROM meta"))
-        .map_err(text)?;
+    meta(db, column, &mut rows).map_err(text)?;
+    if version >= PAYLOADS_SINCE {
+        payloads(db, column, &mut rows).map_err(text)?;
+    }
+    Ok(rows)
+}
+
+fn meta(db: &Connection, column: &str, rows: &mut Rows) -> rusqlite::Result<()> {
+    let mut query = db.prepare(&format!("SELECT key, value, {column} FROM meta"))?;
     let found = query.query_map([], |row| {
         let crc: i64 = row.get(2)?;
         Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?, crc))
-    });
-    for row in found.map_err(text)? {
+    })?;
+    for row in found {
         match row {
-            Ok((key, value, crc)) if !has_checksums || crc == i64::from(meta_crc(&key, &value)) => {
+            Ok((key, value, crc)) if column == "0" || crc == i64::from(meta_crc(&key, &value)) => {
                 rows.meta.push((key, value));
             }
             Ok((key, ..)) => rows.wrong.push(format!("`{}`", key.escape_debug())),
             Err(error) => rows.wrong.push(error.to_string()),
         }
     }
-    Ok(rows)
+    Ok(())
+}
+
+fn payloads(db: &Connection, column: &str, rows: &mut Rows) -> rusqlite::Result<()> {
+    let query = format!("SELECT job, start, count, body, {column} FROM payload");
+    let mut query = db.prepare(&query)?;
+    let found = query.query_map([], |row| {
+        let body: Vec<u8> = row.get(3)?;
+        Ok((row.get(0)?, row.get(1)?, row.get(2)?, body, row.get(4)?))
+    })?;
+    for row in found {
+        let (job, start, count, body, crc): ([u8; 16], i64, i64, Vec<u8>, i64) = match row {
+            Ok(row) => row,
+            Err(error) => {
+                rows.wrong.push(error.to_string());
+                continue;
+            }
+        };
+        let whole = column == "0" || crc == i64::from(payload_crc(&job, start, count, &body));
+        let key = PayloadKey {
+            job: JobId(u128::from_be_bytes(job)),
+            start: start.cast_unsigned(),
+        };
+        match Payloads::parse(count.cast_unsigned(), Blob(body)) {
+            Ok(payloads) if whole => rows.payloads.push((key, payloads)),
+            Ok(_) | Err(_) => {
+                let job = key.job;
+                rows.wrong
+                    .push(format!("the payloads of job {job} from {start} on"));
+            }
+        }
+    }
+    Ok(())
 }

@@ -383,6 +383,16 @@ fn a_damaged_store_is_inspected_and_keeps_its_whole_rows() {
     let mut store = SqliteStore::open(&path).expect("open");
     store.append(&records(0..40)).expect("append");
     store.meta_set("listen", "here").expect("set");
+    let mut writer = volley_protocol::payload::PayloadWriter::default();
+    assert!(writer.push(b"one"));
+    let payloads = Payloads::parse(1, writer.take()).expect("own bytes");
+    let job = JobId(9);
+    let put = (PayloadKey { job, start: 4 }, payloads);
+    let batch = Batch {
+        payloads: vec![put.clone()],
+        ..Batch::default()
+    };
+    store.commit(&batch).expect("commit");
     let fine = inspect_store(&path, |_| Ok(())).expect("inspect, also while it is open");
     assert_eq!((fine.records, fine.state), (40, State::Whole));
     assert_eq!(repair_store(&path).expect("inspect"), None);
@@ -420,6 +430,7 @@ fn a_damaged_store_is_inspected_and_keeps_its_whole_rows() {
     let kept: Vec<String> = records(0..23).into_iter().chain(records(24..40)).collect();
     assert_eq!(store.load(), Ok(kept));
     assert_eq!(store.meta_get("listen"), Ok(Some("here".into())));
+    assert_eq!(store.load_payloads(), Ok(BTreeMap::from([put])));
 }
 
 #[test]
