@@ -79,10 +79,9 @@ impl Coordinator {
         let Some(job) = self.jobs.get(id) else {
             return Vec::new();
         };
-        if job.state == JobState::Cancelled {
-            return Vec::new(); // Most of its failures have no record at all.
-        }
-        let known: RangeSet = accepted.ranges().chain(failed.ranges()).collect();
+        // What nobody wanted any more has no record at all.
+        let known = accepted.ranges().chain(failed.ranges());
+        let known: RangeSet = known.chain(job.cancelled.ranges()).collect();
         let lost = ranges::difference(&job.failed, &known, job.known);
         lost.into_iter()
             .flat_map(|(start, end)| start..end)

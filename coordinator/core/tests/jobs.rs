@@ -5,7 +5,7 @@ mod common;
 use common::{Bench, code_of, leases_in, map, revoked_in};
 use volley_coordinator_core::{Effect, Input, Record};
 use volley_protocol::client::{ReplyBody, RequestBody};
-use volley_protocol::job::{Extent, JobState};
+use volley_protocol::job::{Extent, JobState, Take};
 use volley_protocol::worker::{FromWorker, ToWorker};
 use volley_protocol::{ErrorCode, JobId, JobKind, RangeSet};
 
@@ -512,6 +512,29 @@ fn a_failure_that_the_relay_lost_stays_one_and_is_written_again() {
         assert!(bench.out.iter().any(again), "{:?}", bench.out);
         assert_eq!(bench.counts(JOB).3, 1, "still given up");
     }
+}
+
+#[test]
+fn what_nobody_wanted_any_more_is_not_written_as_a_failure() {
+    let mut bench = Bench::new();
+    let mut job = map(1, 2);
+    job.take = Some(Take {
+        results: 1,
+        bias_ok: false,
+    });
+    bench.submit(job);
+    bench.worker(7, 1, Vec::new(), 0);
+    bench.ready(7, 1);
+    bench.settle(JOB, &[0]);
+    bench.restart();
+    let (accepted, failed) = (RangeSet::from_iter([(0, 1)]), RangeSet::new());
+    bench.say(Input::RelayRestored {
+        job: JOB,
+        accepted,
+        failed,
+    });
+    let written = |effect: &Effect| matches!(effect, Effect::RelayFailed { .. });
+    assert!(!bench.out.iter().any(written), "{:?}", bench.out);
 }
 
 #[test]
