@@ -16,7 +16,7 @@ use crate::world::{REDIAL_MS, World};
 /// Requests that wait this long in an open session are repeated.
 const REPEAT_MS: u64 = 3_000;
 /// Between two questions for results when there was nothing new.
-const READ_MS: u64 = 1_000;
+const READ_MS: u64 = 700;
 
 /// How far the results of a job are read.
 #[derive(Debug, Default)]
@@ -57,13 +57,13 @@ impl ClientNode {
                 RequestBody::Submit(spec(rng, job, queue, topology.work(40))),
             ));
             if queue {
-                for put in 1..=rng.between(1, 8) {
+                for put in 1..=rng.between(1, 12) {
                     let extent = Extent {
                         put: u128::from(put),
                         first_instance: rng.below(1_000),
-                        rollouts: 4 * rng.between(1, topology.work(8)),
+                        rollouts: 4 * rng.between(1, topology.work(6)),
                     };
-                    plan.push((at + rng.below(120_000), RequestBody::Put { job, extent }));
+                    plan.push((at + rng.below(300_000), RequestBody::Put { job, extent }));
                 }
             }
             if rng.chance(250) {
@@ -176,7 +176,7 @@ fn spec(rng: &mut Rng, job: JobId, queue: bool, groups_max: u64) -> JobSpec {
         sink: SinkRef::Relay,
         keep_ms: 7_200_000,
         take: None,
-        priority: 0,
+        priority: rng.between(0, 2) as i8 - 1,
     }
 }
 

@@ -215,7 +215,7 @@ impl World {
         // What clients are told about is where a slow disk, and a crash, hurt most.
         let drags = tells_a_client && self.hurts(250);
         let sync_ms = if drags {
-            self.rng.between(SYNC_MS, 4_000)
+            self.rng.between(SYNC_MS, 6_000)
         } else {
             self.sync_ms()
         };
