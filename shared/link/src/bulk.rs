@@ -1,17 +1,19 @@
 //! Bulk objects: one unidirectional stream each, behind the control stream in priority.
 //!
 //! There is no queue here: bytes go from the caller into QUIC's send window and come out of its
-//! receive window, both bounded, so a slow reader slows its writer and nobody else.
+//! receive window, both bounded, so a slow reader slows its writer and nobody else. Between two
+//! processes of one machine a Unix socket and its buffer take their place ([`crate::local`]).
 
 use std::{net::SocketAddr, time::Duration};
 
 use bytes::Bytes;
 use quinn::{ReadError, RecvStream, SendStream, VarInt, WriteError};
-use tokio::{sync::mpsc, time::timeout};
+use tokio::{net::UnixStream, sync::mpsc, time::timeout};
 
 use crate::{
     close::{CloseReason, close_code},
     error::LinkError,
+    local::{self, Arrival},
 };
 
 /// Priority of the control stream above every bulk stream.
@@ -46,6 +48,7 @@ pub(crate) enum MemoryChunk {
 
 enum SendWire {
     Quic(SendStream),
+    Local(UnixStream),
     Memory(mpsc::Sender<MemoryChunk>),
 }
 
@@ -66,12 +69,26 @@ impl BulkSender {
         }
     }
 
+    pub(crate) fn local(stream: UnixStream, peer: SocketAddr) -> Self {
+        Self {
+            wire: SendWire::Local(stream),
+            peer,
+            finished: false,
+        }
+    }
+
     pub(crate) fn memory(chunks: mpsc::Sender<MemoryChunk>, peer: SocketAddr) -> Self {
         Self {
             wire: SendWire::Memory(chunks),
             peer,
             finished: false,
         }
+    }
+
+    /// Does it go by a Unix socket of this machine?
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        matches!(self.wire, SendWire::Local(_))
     }
 
     /// Writes `bytes` without copying them; waits while the reader is behind.
@@ -84,6 +101,7 @@ impl BulkSender {
                 .write_chunk(bytes)
                 .await
                 .map_err(|error| write_error(self.peer, error)),
+            SendWire::Local(stream) => local::write(stream, bytes).await.map_err(abandoned),
             SendWire::Memory(chunks) => {
                 chunks
                     .send(MemoryChunk::Bytes(bytes))
@@ -102,7 +120,9 @@ impl BulkSender {
                 .write_all(bytes)
                 .await
                 .map_err(|error| write_error(self.peer, error)),
-            SendWire::Memory(_) => self.write_chunk(Bytes::copy_from_slice(bytes)).await,
+            SendWire::Local(_) | SendWire::Memory(_) => {
+                self.write_chunk(Bytes::copy_from_slice(bytes)).await
+            }
         }
     }
 
@@ -114,6 +134,7 @@ impl BulkSender {
             SendWire::Quic(stream) => stream.finish().map_err(|_| LinkError::BulkAborted {
                 code: close_code::ABANDONED,
             }),
+            SendWire::Local(stream) => local::finish(stream).await.map_err(abandoned),
             SendWire::Memory(chunks) => {
                 chunks
                     .send(MemoryChunk::End)
@@ -150,6 +171,7 @@ enum ReceiveWire {
         next: usize,
         end: usize,
     },
+    Local(Arrival),
     Memory(mpsc::Receiver<MemoryChunk>),
 }
 
@@ -168,6 +190,11 @@ impl BulkReceiver {
             next: 0,
             end: 0,
         };
+        Self { wire, peer, stall }
+    }
+
+    pub(crate) fn local(stream: UnixStream, peer: SocketAddr, stall: Duration) -> Self {
+        let wire = ReceiveWire::Local(Arrival::new(stream));
         Self { wire, peer, stall }
     }
 
@@ -205,6 +232,10 @@ impl BulkReceiver {
                 *next += 1;
                 Ok(Some(bytes))
             }
+            ReceiveWire::Local(arrival) => timeout(limit, arrival.read())
+                .await
+                .map_err(|_| LinkError::BulkStalled { limit })?
+                .map_err(abandoned),
             ReceiveWire::Memory(chunks) => match timeout(limit, chunks.recv()).await {
                 Ok(Some(MemoryChunk::Bytes(bytes))) => Ok(Some(bytes)),
                 Ok(Some(MemoryChunk::End)) => {
@@ -223,6 +254,9 @@ impl BulkReceiver {
     /// arrives.
     pub async fn read_to_end(mut self, limit: usize) -> Result<Vec<u8>, LinkError> {
         let mut object = Vec::new();
+        if let ReceiveWire::Local(arrival) = &mut self.wire {
+            return read_arrival(arrival, limit, self.stall).await;
+        }
         while let Some(chunk) = self.read_chunk().await? {
             if chunk.len() > limit - object.len() {
                 return Err(LinkError::BulkTooLarge { limit });
@@ -238,6 +272,31 @@ impl std::fmt::Debug for BulkReceiver {
         f.debug_struct("BulkReceiver")
             .field("peer", &self.peer)
             .finish_non_exhaustive()
+    }
+}
+
+async fn read_arrival(
+    arrival: &mut Arrival,
+    limit: usize,
+    stall: Duration,
+) -> Result<Vec<u8>, LinkError> {
+    let mut object = Vec::new();
+    loop {
+        let read = timeout(stall, arrival.read_into(&mut object)).await;
+        let more = read.map_err(|_| LinkError::BulkStalled { limit: stall })?;
+        if object.len() + arrival.announced() > limit {
+            return Err(LinkError::BulkTooLarge { limit });
+        }
+        if !more.map_err(abandoned)? {
+            return Ok(object);
+        }
+    }
+}
+
+/// A Unix socket ends without a reason: its other end is gone, or has given the object up.
+fn abandoned(_: std::io::Error) -> LinkError {
+    LinkError::BulkAborted {
+        code: close_code::ABANDONED,
     }
 }
 

@@ -16,6 +16,7 @@ use crate::{
     identity::Identity,
     limits::{CONTROL_STREAMS_MAX, LinkConfig},
     listener::Listener,
+    local::{Door, Passage},
     reset_key::{RandomCids, ResetKey},
     role::{Peer, Role},
     runtime::LinkRuntime,
@@ -33,6 +34,7 @@ pub struct Endpoint {
     client: quinn::ClientConfig,
     cluster_id: Arc<str>,
     config: Arc<LinkConfig>,
+    door: Option<Door>,
     runtime: LinkRuntime,
 }
 
@@ -46,7 +48,9 @@ impl Endpoint {
         let mut client = quinn::ClientConfig::new(Arc::new(tls::client(identity)?));
         client.transport_config(transport(&config, 0));
         let socket = socket::bind_for_dialling(config.socket_buffer_bytes)?;
+        let door = door(runtime, &socket, &config);
         Ok(Self {
+            door,
             endpoint: start(runtime, socket, None, &config)?,
             client,
             cluster_id: identity.cluster_id().into(),
@@ -112,9 +116,10 @@ impl Endpoint {
                     detail,
                 });
             }
+            let passage = Passage::of(&connection, self.door.as_ref(), true);
             let streams = self.open_control(&connection, expected).await?;
             Ok(assemble(
-                connection,
+                (connection, passage),
                 peer,
                 streams,
                 None,
@@ -176,6 +181,16 @@ pub(crate) async fn accept_control(
         return Err(ended(connection.closed().await));
     }
     Ok((send, recv))
+}
+
+/// The door beside a socket, if bulk may take it.
+pub(crate) fn door(
+    runtime: &LinkRuntime,
+    socket: &std::net::UdpSocket,
+    config: &LinkConfig,
+) -> Option<Door> {
+    let addr = socket.local_addr().ok().filter(|_| config.local_bulk)?;
+    Door::open(runtime, addr.port())
 }
 
 /// Hands a socket to QUIC; its driver runs on the network thread.

@@ -25,6 +25,7 @@ mod frame;
 mod identity;
 pub mod limits;
 mod listener;
+mod local;
 mod memory;
 mod queue;
 mod reset_key;

@@ -83,6 +83,8 @@ pub struct LinkConfig {
     pub incoming_max: usize,
     /// See [`CONNECTIONS_MAX`].
     pub connections_max: usize,
+    /// Bulk objects for a process of the same user on this machine go by Unix sockets.
+    pub local_bulk: bool,
     /// Kept across restarts, it lets a restarted process tell old peers at once that their
     /// connections are gone. `None` draws a fresh one.
     pub reset_key: Option<ResetKey>,
@@ -101,6 +103,7 @@ impl Default for LinkConfig {
             bulk_streams_max: BULK_STREAMS_MAX,
             incoming_max: INCOMING_MAX,
             connections_max: CONNECTIONS_MAX,
+            local_bulk: true,
             reset_key: None,
         }
     }

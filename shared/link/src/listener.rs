@@ -19,13 +19,14 @@ use tokio::{
 
 use crate::{
     close::close_code,
-    endpoint::{accept_control, start, transport},
+    endpoint::{accept_control, door, start, transport},
     error::LinkError,
     identity::Identity,
     limits::{
         ACCEPT_BACKLOG_MAX, CONTROL_STREAMS_MAX, INCOMING_BEFORE_RETRY, LinkConfig,
         REFUSALS_LOGGED_PER_SECOND,
     },
+    local::{Door, Passage},
     runtime::LinkRuntime,
     session::{Connected, assemble, verified_peer},
     socket, tls,
@@ -57,11 +58,13 @@ impl Listener {
         let addr = socket
             .local_addr()
             .map_err(|source| LinkError::Socket { addr, source })?;
+        let door = door(runtime, &socket, &config);
         let endpoint = start(runtime, socket, Some(server), &config)?;
         let (sessions, accepted) = mpsc::channel(ACCEPT_BACKLOG_MAX);
         let refusals = Arc::new(Refusals::new());
         let acceptor = Acceptor {
             endpoint: endpoint.clone(),
+            door,
             pending: Arc::new(Semaphore::new(config.incoming_max)),
             sessions,
             refusals: refusals.clone(),
@@ -113,6 +116,7 @@ impl Drop for Listener {
 #[derive(Clone)]
 struct Acceptor {
     endpoint: quinn::Endpoint,
+    door: Option<Door>,
     /// One permit per handshake and per session that nobody has accepted yet.
     pending: Arc<Semaphore>,
     sessions: mpsc::Sender<Connected>,
@@ -174,6 +178,7 @@ impl Acceptor {
         let peer = verified_peer(&connection).inspect_err(|error| {
             connection.close(close_code::NO_ROLE.into(), error.code().as_bytes());
         })?;
+        let passage = Passage::of(&connection, self.door.as_ref(), false);
         let limit = self.config.first_frame_timeout;
         let Ok(streams) = timeout(limit, accept_control(&connection)).await else {
             let code = close_code::FIRST_FRAME_TIMEOUT;
@@ -181,7 +186,7 @@ impl Acceptor {
             return Err(LinkError::FirstFrameTimeout { peer: addr, limit });
         };
         Ok(assemble(
-            connection,
+            (connection, passage),
             peer,
             streams?,
             Some(limit),

@@ -12,6 +12,7 @@ use crate::{
     control::{ControlReceiver, ControlSender, ReadTask, write_task},
     error::LinkError,
     limits::{CONTROL_RECEIVE_BATCHES_MAX, LinkConfig},
+    local::Passage,
     memory::MemoryWire,
     queue::SendQueue,
     role::{Peer, Role},
@@ -45,6 +46,8 @@ enum Wire {
     /// The runtime is held so that it outlives its connections.
     Quic {
         connection: Connection,
+        /// When the peer is on this machine, too.
+        passage: Option<Passage>,
         _runtime: LinkRuntime,
     },
     Memory(Arc<MemoryWire>),
@@ -94,7 +97,17 @@ impl Session {
     pub async fn open_bulk(&self, priority: BulkPriority) -> Result<BulkSender, LinkError> {
         let peer = self.0.remote_addr;
         match &self.0.wire {
-            Wire::Quic { connection, .. } => {
+            Wire::Quic {
+                connection,
+                passage,
+                ..
+            } => {
+                if let Some(passage) = passage
+                    && connection.close_reason().is_none()
+                    && let Some(stream) = passage.leave().await
+                {
+                    return Ok(BulkSender::local(stream, peer));
+                }
                 let stream = connection
                     .open_uni()
                     .await
@@ -111,12 +124,25 @@ impl Session {
     pub async fn accept_bulk(&self) -> Result<BulkReceiver, LinkError> {
         let peer = self.0.remote_addr;
         match &self.0.wire {
-            Wire::Quic { connection, .. } => {
-                let stream = connection
-                    .accept_uni()
-                    .await
-                    .map_err(|error| LinkError::ended(peer, error.into()))?;
-                Ok(BulkReceiver::quic(stream, peer, self.0.bulk_stall))
+            Wire::Quic {
+                connection,
+                passage,
+                ..
+            } => {
+                let stall = self.0.bulk_stall;
+                let visitor = async {
+                    match passage {
+                        Some(passage) => passage.enter().await,
+                        None => std::future::pending().await,
+                    }
+                };
+                tokio::select! {
+                    stream = connection.accept_uni() => {
+                        let stream = stream.map_err(|error| LinkError::ended(peer, error.into()))?;
+                        Ok(BulkReceiver::quic(stream, peer, stall))
+                    }
+                    stream = visitor => Ok(BulkReceiver::local(stream, peer, stall)),
+                }
             }
             Wire::Memory(wire) => wire.accept_bulk(peer).await,
         }
@@ -165,7 +191,7 @@ pub(crate) fn verified_peer(connection: &Connection) -> Result<Peer, LinkError> 
 
 /// Makes a session of a verified connection and its control stream; called on the network thread.
 pub(crate) fn assemble(
-    connection: Connection,
+    (connection, passage): (Connection, Option<Passage>),
     peer: Peer,
     (send, recv): (SendStream, RecvStream),
     first_frame: Option<Duration>,
@@ -194,6 +220,7 @@ pub(crate) fn assemble(
         bulk_stall: config.bulk_stall_timeout,
         wire: Wire::Quic {
             connection,
+            passage,
             _runtime: runtime.clone(),
         },
     }));

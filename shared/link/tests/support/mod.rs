@@ -28,7 +28,7 @@ impl Cluster {
     }
 
     pub(crate) fn listener(&self, role: Role) -> Listener {
-        self.listener_with(role, LinkConfig::default())
+        self.listener_with(role, over_quic())
     }
 
     pub(crate) fn listener_with(&self, role: Role, config: LinkConfig) -> Listener {
@@ -37,8 +37,12 @@ impl Cluster {
     }
 
     pub(crate) fn endpoint(&self, role: Role) -> Endpoint {
+        self.endpoint_with(role, over_quic())
+    }
+
+    pub(crate) fn endpoint_with(&self, role: Role, config: LinkConfig) -> Endpoint {
         let identity = self.identity(role);
-        Endpoint::client(&self.runtime, &identity, LinkConfig::default()).unwrap()
+        Endpoint::client(&self.runtime, &identity, config).unwrap()
     }
 
     /// A worker's and a coordinator's end of one session.
@@ -52,6 +56,14 @@ impl Cluster {
         let dialled = endpoint.dial(listener.local_addr(), Role::Coordinator);
         let (dialled, accepted) = tokio::join!(dialled, listener.accept());
         (dialled.unwrap(), accepted.unwrap())
+    }
+}
+
+/// As between two machines: everything goes by QUIC.
+pub(crate) fn over_quic() -> LinkConfig {
+    LinkConfig {
+        local_bulk: false,
+        ..LinkConfig::default()
     }
 }
 
