@@ -100,9 +100,14 @@ impl ClientNode {
         self.up
     }
 
+    /// Does its script go on later?
+    pub(crate) fn has_plans(&self) -> bool {
+        self.next < self.plan.len()
+    }
+
     pub(crate) fn is_done(&self) -> bool {
         self.up
-            && self.next == self.plan.len()
+            && !self.has_plans()
             && self.open.is_empty()
             && self.readers.values().all(|reader| reader.over)
     }

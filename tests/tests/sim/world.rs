@@ -246,7 +246,7 @@ impl World {
         if self.done_at_ms.is_none() && now > self.chaos_until_ms {
             let learner = self.learner.progress();
             let finished = self.outcome.settled + self.outcome.read + learner;
-            if finished != self.progress.0 {
+            if finished != self.progress.0 || self.client.has_plans() {
                 self.progress = (finished, now);
             }
             if self.is_done() {
