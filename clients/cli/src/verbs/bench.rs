@@ -4,6 +4,7 @@ mod cluster;
 mod fanout;
 mod latency;
 mod meter;
+mod queue;
 mod throughput;
 
 use clap::{Args, Subcommand, ValueEnum};
@@ -61,6 +62,8 @@ enum FanoutBench {
     Addworkers,
     /// A worker is killed in the middle.
     Kill,
+    /// Payloads that wait: how fast they are taken in, what they cost in memory.
+    Queue,
 }
 
 /// Measures and prints.

@@ -135,6 +135,14 @@ pub(crate) fn memory() -> Vec<Value> {
     family(&all).iter().filter_map(of).collect()
 }
 
+/// Resident memory of a process, in bytes; 0 when it cannot be read.
+pub(crate) fn resident_bytes(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+    let kib = line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
+    kib.unwrap_or(0) << 10
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
