@@ -31,6 +31,7 @@ use volley_link::{ClusterCa, Endpoint, LinkConfig, LinkRuntime, Listener, Role, 
 use volley_protocol::fault::{ErrorCode, Fault};
 use volley_protocol::ids::{Epoch, PeerId};
 use volley_runtime::cluster_file::ClusterFile;
+use volley_runtime::conversation;
 use volley_runtime::greeting::link_fault;
 use volley_runtime::mailbox::Mailbox;
 use volley_runtime::process::Lifelines;
@@ -185,7 +186,7 @@ fn prepare(options: &CoordinatorOptions) -> Result<Prepared, Fault> {
         .map_err(|e| link_fault(&e))?;
     let config = LinkConfig {
         reset_key: Some(directory.reset_key()?),
-        ..LinkConfig::default()
+        ..conversation::link_config()
     };
     let address = match options.listen {
         Some(address) => address,

@@ -31,11 +31,12 @@ use volley_engine::cpu::threads::Threads;
 use volley_engine::model::{LoadOptions, Model};
 use volley_engine::packed::PackedCache;
 use volley_learner_core::{Input, Learner};
-use volley_link::{Endpoint, Identity, LinkConfig, LinkRuntime, Listener};
+use volley_link::{Endpoint, Identity, LinkRuntime, Listener};
 use volley_protocol::fault::{ErrorCode, Fault};
 use volley_protocol::ids::PeerId;
 use volley_protocol::run::RunState;
 use volley_protocol::version::{Hello, PROTOCOL_VERSION};
+use volley_runtime::conversation;
 use volley_runtime::greeting::link_fault;
 use volley_runtime::lock::DirLock;
 use volley_runtime::mailbox::Mailbox;
@@ -155,7 +156,7 @@ async fn restored(
 /// The sink's socket, and one to dial the coordinator with.
 fn open_network(options: &LearnerOptions) -> Result<(Listener, Endpoint), Fault> {
     let link = LinkRuntime::start().map_err(|error| link_fault(&error))?;
-    let (identity, config) = (&options.identity, LinkConfig::default());
+    let (identity, config) = (&options.identity, conversation::link_config());
     let listener = Endpoint::listen(&link, options.listen, identity, config.clone())
         .map_err(|error| link_fault(&error))?;
     let endpoint = Endpoint::client(&link, identity, config).map_err(|error| link_fault(&error))?;

@@ -346,9 +346,10 @@ impl DriverState {
         let batch = trajectory::encode_batch(first_seq, &records);
         let session = line.session.clone();
         tokio::spawn(async move {
-            // A failed write means a lost session; the core sends everything again in the next.
             if let Err(error) = sink_link::send_bulk(&session, batch).await {
                 tracing::debug!(%error, "a batch did not reach its sink");
+                // Its numbers are missing there; the core sends everything again in the next.
+                session.close(close_code::NORMAL, "a batch could not be sent");
             }
         });
     }

@@ -28,11 +28,12 @@ use volley_engine::cpu::threads::Threads;
 use volley_engine::model::{LoadOptions, Model};
 use volley_engine::packed::PackedCache;
 use volley_engine::text::{ChatTemplate, Tokenizer, stop_tokens};
-use volley_link::{Endpoint, Identity, LinkConfig, LinkRuntime};
+use volley_link::{Endpoint, Identity, LinkRuntime};
 use volley_protocol::Digest;
 use volley_protocol::fault::{ErrorCode, Fault};
 use volley_protocol::ids::PeerId;
 use volley_protocol::version::{Hello, PROTOCOL_VERSION};
+use volley_runtime::conversation;
 use volley_runtime::greeting::link_fault;
 use volley_runtime::vital::Vital;
 
@@ -96,7 +97,7 @@ pub async fn run(options: WorkerOptions) -> Result<ExitReason, Fault> {
     config.provision = options.provision;
     config.validate()?;
     let link = LinkRuntime::start().map_err(|error| link_fault(&error))?;
-    let endpoint = Endpoint::client(&link, &options.identity, LinkConfig::default())
+    let endpoint = Endpoint::client(&link, &options.identity, conversation::link_config())
         .map_err(|error| link_fault(&error))?;
     let hello = Hello {
         protocol: PROTOCOL_VERSION,

@@ -4,11 +4,12 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
-use volley_link::{Endpoint, LinkConfig, LinkRuntime};
+use volley_link::{Endpoint, LinkRuntime};
 use volley_protocol::client::RequestBody;
 use volley_protocol::limits::COORDINATOR_ABSENCE_MS_MAX;
 use volley_protocol::version::{Hello, PROTOCOL_VERSION};
 use volley_protocol::{ErrorCode, Fault, PeerId};
+use volley_runtime::conversation;
 use volley_runtime::greeting::link_fault;
 
 use crate::address::ClusterAddress;
@@ -109,7 +110,7 @@ impl Client {
     /// When no socket can be opened.
     pub fn start(address: ClusterAddress, options: &ClientOptions) -> Result<Self, Fault> {
         let opened = LinkRuntime::start().and_then(|runtime| {
-            Endpoint::client(&runtime, &address.identity, LinkConfig::default())
+            Endpoint::client(&runtime, &address.identity, conversation::link_config())
         });
         let endpoint = opened.map_err(|error| link_fault(&error))?;
         let hello = Hello {
@@ -138,7 +139,9 @@ impl Client {
             contact,
             endpoint,
             hello,
-            near: options.near && address.addr.ip().is_loopback(),
+            near: options.near
+                && conversation::same_host().results
+                && address.addr.ip().is_loopback(),
             absence,
             full_queue: options.full_queue,
         })

@@ -7,11 +7,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use volley_link::{Backoff, ControlReceiver, ControlSender, Endpoint, Frame, Role, Session};
+use volley_link::{
+    Backoff, ControlReceiver, ControlSender, Endpoint, Frame, LinkConfig, Role, Session,
+};
 use volley_protocol::codec::{self, Message};
 use volley_protocol::fault::{ErrorCode, Fault};
 use volley_protocol::version::Hello;
 
+use crate::env_vars::VOLLEY_SAME_HOST;
 use crate::greeting::{Greeted, close_with, greet, link_fault};
 
 // What the protocol lets its writers make is what the link lets pass; this crate knows both.
@@ -27,6 +30,34 @@ pub const MAILBOX_SHARE: usize = 256;
 /// A message of this size counts as one of [`MAILBOX_SHARE`], a larger one as several: a session's
 /// messages take at most 4 MiB there, as many as its sending half may hold.
 const MESSAGE_BYTES: usize = 16 << 10;
+
+/// What processes of one machine do not send by the network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SameHost {
+    /// Trajectories and adapters go by Unix sockets.
+    pub bulk: bool,
+    /// Clients read results from the coordinator's files.
+    pub results: bool,
+}
+
+/// As [`VOLLEY_SAME_HOST`] says.
+#[must_use]
+pub fn same_host() -> SameHost {
+    let told = VOLLEY_SAME_HOST.text();
+    SameHost {
+        bulk: !matches!(told.as_deref(), Some("off" | "results")),
+        results: told.as_deref() != Some("off"),
+    }
+}
+
+/// What every role's endpoint is told.
+#[must_use]
+pub fn link_config() -> LinkConfig {
+    LinkConfig {
+        local_bulk: same_host().bulk,
+        ..LinkConfig::default()
+    }
+}
 
 /// First and longest wait between dials of a coordinator: one that is started again is found
 /// within a second, and one that is gone is not hammered.

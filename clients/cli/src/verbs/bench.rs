@@ -74,11 +74,14 @@ pub(crate) fn run(verb: BenchVerb, output: &Output, handoff: &Handoff) -> Result
     let name = name
         .as_ref()
         .map_or("", clap::builder::PossibleValue::get_name);
+    let same_host = volley_runtime::conversation::same_host();
     if args.json {
         output.json(&json!({
             "system": "volley",
             "bench": name,
-            "params": {"w": args.w, "n": args.n, "t": args.t, "k": args.k, "sleep_ms": args.sleep_ms},
+            "params": {"w": args.w, "n": args.n, "t": args.t, "k": args.k, "sleep_ms": args.sleep_ms,
+                "bulk": if same_host.bulk { "unix" } else { "quic" },
+                "results": if same_host.results { "file" } else { "quic" }},
             "result": result,
             "machine": meter::machine(),
         }))?;

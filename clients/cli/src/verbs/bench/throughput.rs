@@ -14,6 +14,9 @@ use super::cluster::{BenchCluster, job};
 use super::fanout::round;
 use super::meter::Meter;
 
+/// Bytes of what is handed in with each: a seed, numbers of an environment and a policy, and room.
+const PAYLOAD_BYTES: usize = 64;
+
 /// All rollouts through all workers, results consumed as they complete.
 pub(crate) async fn measure(args: &FanoutArgs, handoff: &Handoff) -> Result<Value, Fault> {
     let cluster = BenchCluster::start(args, handoff, args.w, args.w).await?;
@@ -33,22 +36,40 @@ pub(crate) async fn measure(args: &FanoutArgs, handoff: &Handoff) -> Result<Valu
     }))
 }
 
-/// Tells how many results came and how many bytes their tokens have.
+/// Hands every rollout in by itself, with a payload of its own, while the results of earlier ones
+/// are taken out. Tells how many results came and how many bytes their tokens have.
 async fn play(cluster: &BenchCluster, rollouts: u64, tokens: u32) -> Result<(u64, u64), Fault> {
-    let spec = job(JobKind::Map, rollouts, tokens, 0);
-    let submitted = cluster.client.submit(spec).await?;
-    let mut results = cluster.client.results(submitted.job);
-    let (mut got, mut bytes) = (0, 0);
-    while let Some(record) = results.next().await? {
-        match record {
-            ResultRecord::Finished(trajectory) => bytes += trajectory.tokens.len() as u64 * 9 + 4,
-            ResultRecord::Failed { fault, .. } => return Err(fault),
+    let spec = job(JobKind::Queue, 0, tokens, 0);
+    let queue = cluster.client.submit(spec).await?.job;
+    let hand_in = async {
+        let mut putter = cluster.client.putter(queue, 1);
+        let mut payload = [0; PAYLOAD_BYTES];
+        for seed in 0..rollouts {
+            payload[..8].copy_from_slice(&seed.to_le_bytes());
+            putter.push(&payload).await?;
         }
-        got += 1;
-    }
-    if got == rollouts {
-        return Ok((got, bytes));
-    }
-    let message = format!("{got} of {rollouts} results came");
-    Err(Fault::new(ErrorCode::Internal, message))
+        putter.finish().await
+    };
+    let take_out = async {
+        let mut results = cluster.client.results(queue);
+        let (mut got, mut bytes) = (0, 0);
+        while got < rollouts {
+            match results.next().await? {
+                Some(ResultRecord::Finished(trajectory)) => {
+                    bytes += trajectory.tokens.len() as u64 * 9 + 4;
+                }
+                Some(ResultRecord::Failed { fault, .. }) => return Err(fault),
+                None => {
+                    let message = format!("{got} of {rollouts} results came");
+                    return Err(Fault::new(ErrorCode::Internal, message));
+                }
+            }
+            got += 1;
+        }
+        Ok((got, bytes))
+    };
+    let (handed_in, taken) = tokio::join!(hand_in, take_out);
+    handed_in?;
+    cluster.client.cancel(queue).await?;
+    taken
 }
