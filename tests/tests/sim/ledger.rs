@@ -142,8 +142,9 @@ impl Ledger {
                 Record::JobAccepted { spec, .. } => {
                     totals.insert(spec.job, spec.rollouts);
                 }
-                Record::Extended { job, extent, .. } => {
-                    *totals.entry(*job).or_default() += extent.rollouts;
+                // Of a queue that has ended only the number of its rollouts is left.
+                Record::Extended { job, start, extent } => {
+                    totals.insert(*job, start + extent.rollouts);
                 }
                 _ => {}
             }
