@@ -122,8 +122,10 @@ fn brain(state: JobState, take: u64) -> impl Fn(&RequestBody) -> Option<ReplyBod
             let fault = Fault::new(ErrorCode::NotFound, "no such job");
             Some(ReplyBody::Fault(fault))
         }
-        RequestBody::Results { cursor: 0, .. } => Some(results()),
-        RequestBody::Results { .. } => Some(page(&[], 1, true)),
+        RequestBody::Results { cursor: 0, .. } | RequestBody::ResultsNear { cursor: 0, .. } => {
+            Some(results())
+        }
+        RequestBody::Results { .. } | RequestBody::ResultsNear { .. } => Some(page(&[], 1, true)),
         _ => Some(ReplyBody::Done),
     }
 }
@@ -230,7 +232,7 @@ async fn waiting_in_vain_ends_and_the_job_goes_on() {
     let mut cluster = FakeCluster::new();
     cluster.start(|body| match body {
         // A long poll that nobody answers.
-        RequestBody::Results { .. } => None,
+        RequestBody::Results { .. } | RequestBody::ResultsNear { .. } => None,
         other => brain(JobState::Open, 0)(other),
     });
     let client = Client::connect(cluster.address())
