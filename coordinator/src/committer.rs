@@ -7,7 +7,7 @@
 use std::sync::mpsc;
 use std::thread;
 
-use volley_protocol::Fault;
+use volley_protocol::{Fault, JobId};
 use volley_runtime::store::{Batch, Store};
 use volley_runtime::vital::Vital;
 
@@ -29,13 +29,15 @@ const PAYLOAD_BYTES_PER_COMMIT_MAX: usize = 16 << 20;
 pub(crate) struct Commit {
     pub(crate) batch: Batch,
     pub(crate) after: Vec<Outgoing>,
+    /// Relay jobs and their rollouts, for the relay to know when they are synced.
+    pub(crate) grown: Vec<(JobId, u64)>,
     /// Replace the whole log by these records instead of appending them.
     pub(crate) compaction: bool,
 }
 
 impl Commit {
     pub(crate) fn is_empty(&self) -> bool {
-        self.batch.is_empty() && self.after.is_empty()
+        self.batch.is_empty() && self.after.is_empty() && self.grown.is_empty()
     }
 }
 
@@ -53,11 +55,12 @@ pub(crate) struct Committer {
 }
 
 impl Committer {
-    /// Starts the thread. `on_failure` is called once, when the store can no longer be trusted;
+    /// Starts the thread. `durable` is told how many rollouts of a job are synced; `on_failure` is called once, when the store can no longer be trusted;
     /// nothing is acknowledged after that.
     pub(crate) fn start(
         mut store: Box<dyn Store>,
         outbound: Outbound,
+        durable: impl Fn(JobId, u64) + Send + 'static,
         on_failure: impl FnOnce(Fault) + Send + 'static,
     ) -> std::io::Result<Self> {
         let (queue, commits) = mpsc::sync_channel(PENDING_COMMITS_MAX);
@@ -65,7 +68,7 @@ impl Committer {
             .name("committer".into())
             .spawn(move || {
                 let _vital = Vital("committer");
-                if let Err(fault) = commit_all(&mut *store, &commits, &outbound) {
+                if let Err(fault) = commit_all(&mut *store, &commits, &Said { outbound, durable }) {
                     on_failure(fault);
                 }
             })?;
@@ -80,10 +83,16 @@ impl Committer {
     }
 }
 
+/// Who is told what is synced.
+struct Said<D> {
+    outbound: Outbound,
+    durable: D,
+}
+
 fn commit_all(
     store: &mut dyn Store,
     commits: &mpsc::Receiver<Commit>,
-    outbound: &Outbound,
+    said: &Said<impl Fn(JobId, u64)>,
 ) -> Result<(), Fault> {
     while let Ok(mut group) = commits.recv() {
         let mut payload_bytes = group.payload_bytes();
@@ -93,20 +102,25 @@ fn commit_all(
         {
             let Ok(next) = commits.try_recv() else { break };
             if next.compaction {
-                write(store, &group, outbound)?;
+                write(store, &group, said)?;
                 group = next;
             } else {
                 payload_bytes += next.payload_bytes();
                 group.batch.extend(next.batch);
                 group.after.extend(next.after);
+                group.grown.extend(next.grown);
             }
         }
-        write(store, &group, outbound)?;
+        write(store, &group, said)?;
     }
     Ok(())
 }
 
-fn write(store: &mut dyn Store, group: &Commit, outbound: &Outbound) -> Result<(), Fault> {
+fn write(
+    store: &mut dyn Store,
+    group: &Commit,
+    said: &Said<impl Fn(JobId, u64)>,
+) -> Result<(), Fault> {
     if group.compaction {
         store.replace(&group.batch.records)?;
     } else {
@@ -115,6 +129,9 @@ fn write(store: &mut dyn Store, group: &Commit, outbound: &Outbound) -> Result<(
     group
         .after
         .iter()
-        .for_each(|outgoing| outbound.send(outgoing));
+        .for_each(|outgoing| said.outbound.send(outgoing));
+    for (job, rollouts) in &group.grown {
+        (said.durable)(*job, *rollouts);
+    }
     Ok(())
 }

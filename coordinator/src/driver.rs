@@ -256,6 +256,7 @@ impl DriverState {
                 self.say(Outgoing::client(session, &reply), after_commit, commit);
             }
             Effect::RelayOpen { spec, known } => {
+                commit.grown.push((spec.job, spec.rollouts.max(known)));
                 self.relay.ask(RelayRequest::Open {
                     job: spec.job,
                     known,
@@ -263,6 +264,7 @@ impl DriverState {
                 });
             }
             Effect::RelayGrew { job, rollouts } => {
+                commit.grown.push((job, rollouts));
                 self.relay.ask(RelayRequest::Grew { job, rollouts });
             }
             Effect::RelayFailed { rollout, fault } => {

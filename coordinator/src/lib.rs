@@ -42,7 +42,7 @@ use crate::data_dir::DataDir;
 use crate::driver::{Driver, DriverArguments, DriverMessage};
 use crate::outbound::Outbound;
 use crate::provisioner::ProcessProvisioner;
-use crate::relay::Relay;
+use crate::relay::{Relay, RelayRequest};
 
 /// Peers that are there learn of the end within a round trip; one that is not is not waited for.
 const FAREWELL_WITHIN: Duration = Duration::from_millis(500);
@@ -88,8 +88,6 @@ pub async fn run(options: CoordinatorOptions) -> Result<(), Fault> {
     // Threads and actors know the driver before it exists: what they say until then is kept.
     let mailbox = Mailbox::default();
     let outbound = Outbound::default();
-    let committer = Committer::start(Box::new(store), outbound.clone(), fail(&mailbox))
-        .map_err(|error| Fault::new(ErrorCode::Internal, format!("committer: {error}")))?;
     let relay = Relay::start(
         &directory.results(),
         epoch,
@@ -97,6 +95,10 @@ pub async fn run(options: CoordinatorOptions) -> Result<(), Fault> {
         tell(&mailbox),
         fail(&mailbox),
     )?;
+    let (store, to_relay) = (Box::new(store), relay.clone());
+    let durable = move |job, rollouts| to_relay.ask(RelayRequest::Durable { job, rollouts });
+    let committer = Committer::start(store, outbound.clone(), durable, fail(&mailbox))
+        .map_err(|error| Fault::new(ErrorCode::Internal, format!("committer: {error}")))?;
     let to_core = Arc::new(tell(&mailbox));
     let provisioner =
         ProcessProvisioner::new(options.workers, address, ca, options.launchers, to_core);

@@ -38,6 +38,8 @@ pub(crate) enum RelayRequest {
     },
     /// The job has this many rollouts now.
     Grew { job: JobId, rollouts: u64 },
+    /// So many rollouts of the job are synced: their results may be read.
+    Durable { job: JobId, rollouts: u64 },
     /// A batch of trajectories that a worker delivered.
     Store { session: SessionId, batch: Vec<u8> },
     /// A rollout failed for good.

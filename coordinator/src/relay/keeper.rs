@@ -127,6 +127,11 @@ impl Keeper {
                     results.rollouts = results.rollouts.max(rollouts);
                 }
             }
+            RelayRequest::Durable { job, rollouts } => {
+                if let Some(results) = self.jobs.get_mut(&job) {
+                    results.made_durable(rollouts);
+                }
+            }
             RelayRequest::Store { session, batch } => self.store(session, &batch, round)?,
             RelayRequest::Failed { rollout, fault } => {
                 let record = ResultRecord::Failed {
@@ -340,7 +345,8 @@ impl Keeper {
     /// Would an answer say more than that there is nothing yet?
     fn has_news(&self, question: &Waiting) -> bool {
         let results = self.jobs.get(&question.job);
-        results.is_some_and(|results| results.complete || results.end() > question.cursor)
+        results
+            .is_some_and(|results| results.is_complete() || results.shown_end() > question.cursor)
     }
 
     /// Where the results from a cursor on stand; `None` when that cannot be said in a text.
@@ -349,8 +355,8 @@ impl Keeper {
         let results = self.jobs.get(&job);
         Some(ReplyBody::ResultsNear {
             path: path.into_os_string().into_string().ok()?,
-            upto: results.map_or(0, JobResults::end).max(cursor),
-            complete: results.is_some_and(|results| results.complete),
+            upto: results.map_or(0, JobResults::shown_end).max(cursor),
+            complete: results.is_some_and(JobResults::is_complete),
         })
     }
 
@@ -436,6 +442,12 @@ mod tests {
             there
         }
 
+        /// A job whose commit is synced.
+        fn open(&mut self, job: JobId, rollouts: u64) {
+            let durable = RelayRequest::Durable { job, rollouts };
+            self.round([open(job, rollouts), durable]);
+        }
+
         fn round(&mut self, requests: impl IntoIterator<Item = RelayRequest>) -> Vec<Input> {
             let told = std::cell::RefCell::new(Vec::new());
             let mut round = Round::default();
@@ -508,7 +520,7 @@ mod tests {
         let mut bench = Bench::new();
         let worker = SessionId(1);
         let peer = bench.connect(worker, Role::Worker);
-        bench.round([open(JOB, 1)]);
+        bench.open(JOB, 1);
         assert!(bench.round([delivery(worker, 1, 1)]).is_empty());
         let reason = peer.session.closed().await;
         let CloseReason::Peer { code, reason } = reason else {
@@ -541,7 +553,7 @@ mod tests {
             rollout: RolloutId { job, index },
             fault: Fault::new(ErrorCode::EnvFailed, "x"),
         };
-        bench.round(jobs.iter().map(|job| open(*job, 2)));
+        jobs.iter().for_each(|job| bench.open(*job, 2));
         bench.round(jobs.iter().map(|job| failed(*job, 0)));
         assert_eq!(writers(&bench), WRITERS_OPEN_MAX);
         // The first two were closed for the last two, and are opened again.
@@ -563,7 +575,7 @@ mod tests {
         let (greedy, other) = (SessionId(1), SessionId(2));
         let mut greedy_peer = bench.connect(greedy, Role::Client);
         let _other_peer = bench.connect(other, Role::Client);
-        bench.round([open(JOB, 1)]);
+        bench.open(JOB, 1);
         bench.round((0..QUERIES_PER_SESSION_MAX as u32).map(|id| query(greedy, id)));
         bench.round([query(greedy, 1_000), query(other, 0)]);
         assert_eq!(bench.keeper.waiting.len(), QUERIES_PER_SESSION_MAX + 1);
@@ -587,7 +599,7 @@ mod tests {
         let mut bench = Bench::new();
         let (worker, dead) = (SessionId(1), SessionId(2));
         let peer = bench.connect(worker, Role::Worker);
-        bench.round([open(JOB, 9)]);
+        bench.open(JOB, 9);
         bench.round([delivery(worker, SEQ_AHEAD_MAX + 2, 0)]);
         let reason = peer.session.closed().await;
         assert!(matches!(reason, CloseReason::Peer { .. }), "{reason:?}");
@@ -603,7 +615,7 @@ mod tests {
         let (worker, deaf) = (SessionId(1), SessionId(2));
         let _peer = bench.connect(worker, Role::Worker);
         let client = bench.connect(deaf, Role::Client);
-        bench.round([open(JOB, 1_000)]);
+        bench.open(JOB, 1_000);
         // Every page is one result longer than the one before.
         for index in 0..1_000 {
             let question = query(deaf, index as u32);

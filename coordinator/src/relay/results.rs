@@ -1,5 +1,6 @@
 //! One job's results: an append-only file, and which rollouts it settles how.
 
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 
 use volley_protocol::RangeSet;
@@ -31,6 +32,12 @@ pub(super) struct JobResults {
     pub(super) known: u64,
     /// Rollouts that the job has; no lease of this life is for one beyond them.
     pub(super) rollouts: u64,
+    /// Rollouts whose job or put is synced; only their results may be read. Others would be gone
+    /// after a crash, together with their put, and later ones would stand in their place.
+    durable: u64,
+    /// Where the records stand that were not durable when they came, and their rollouts. Bounded
+    /// by what is leased while a commit is on its way.
+    hidden: VecDeque<(u64, u64)>,
     pub(super) complete: bool,
 }
 
@@ -46,6 +53,8 @@ impl JobResults {
             failed: RangeSet::new(),
             known,
             rollouts: known,
+            durable: known,
+            hidden: VecDeque::new(),
             complete: false,
         };
         if !results.path.exists() {
@@ -87,8 +96,32 @@ impl JobResults {
     }
 
     /// Where the next record will stand.
-    pub(super) fn end(&self) -> u64 {
+    fn end(&self) -> u64 {
         self.writer.as_ref().map_or(self.end, SegmentWriter::end)
+    }
+
+    /// Up to where clients may read.
+    pub(super) fn shown_end(&self) -> u64 {
+        let hidden = self.hidden.front().map(|(offset, _)| *offset);
+        hidden.unwrap_or_else(|| self.end())
+    }
+
+    /// Everything was settled, and all of it may be read.
+    pub(super) fn is_complete(&self) -> bool {
+        self.complete && self.hidden.is_empty()
+    }
+
+    /// So many rollouts of the job are synced.
+    pub(super) fn made_durable(&mut self, rollouts: u64) {
+        self.durable = self.durable.max(rollouts);
+        let durable = self.durable;
+        while self
+            .hidden
+            .front()
+            .is_some_and(|(_, index)| *index < durable)
+        {
+            self.hidden.pop_front();
+        }
     }
 
     /// Appends the record unless the rollout is settled already; tells how it is settled.
@@ -108,7 +141,10 @@ impl JobResults {
             Some(writer) => writer,
             empty => empty.insert(open(&self.path)?),
         };
-        writer.append_parts(record)?;
+        let offset = writer.append_parts(record)?;
+        if index >= self.durable || !self.hidden.is_empty() {
+            self.hidden.push_back((offset, index));
+        }
         match how {
             Settled::Accepted => self.accepted.insert(index),
             Settled::Failed => self.failed.insert(index),
@@ -131,20 +167,20 @@ impl JobResults {
             next_cursor: cursor,
             ..ResultPage::default()
         };
-        if self.end() == 0 {
-            answer.complete = self.complete;
+        let (from, end) = (cursor.max(SEGMENT_START), self.shown_end());
+        if from >= end {
+            answer.complete = self.is_complete();
             return Ok(answer);
         }
-        let reader = SegmentReader::open(&self.path)?;
-        let page = reader.read_page(cursor.max(SEGMENT_START), RESULT_PAGE_BYTES_MAX)?;
-        for record in &page.records {
-            let len = record.payload.len() as u32;
-            answer.records.0.extend_from_slice(&len.to_le_bytes());
-            answer.records.0.extend_from_slice(&record.payload);
-        }
-        answer.next_cursor = page.next_offset;
-        let at_end = page.records.is_empty() || page.next_offset >= self.end();
-        answer.complete = self.complete && at_end;
+        let left = usize::try_from(end - from).unwrap_or(usize::MAX);
+        let (reader, mut buffer) = (SegmentReader::open(&self.path)?, Vec::new());
+        let bytes = left.min(RESULT_PAGE_BYTES_MAX);
+        let records = &mut answer.records.0;
+        let next = reader.visit_page(from, bytes, &mut buffer, |_, record| {
+            ResultPage::push_record(records, record);
+        })?;
+        answer.next_cursor = next;
+        answer.complete = self.is_complete() && next >= end;
         Ok(answer)
     }
 
@@ -241,6 +277,7 @@ mod tests {
         let directory = tempfile::tempdir().expect("directory");
         let path = directory.path().join("a.results");
         let mut results = JobResults::open(path.clone(), 0).expect("open");
+        results.made_durable(9);
         let settle = |results: &mut JobResults, index, how| {
             results
                 .settle(index, how, &[&failed(index)])
@@ -264,10 +301,37 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_durable_yet_is_not_shown_and_what_follows_it_waits() {
+        let directory = tempfile::tempdir().expect("directory");
+        let path = directory.path().join("a.results");
+        let mut results = JobResults::open(path, 2).expect("open");
+        let shown = |results: &mut JobResults| {
+            results.sync().expect("sync");
+            let page = results.page(0).expect("page");
+            let records = page.decode_records().expect("own");
+            let indices: Vec<u64> = records.iter().map(ResultRecord::index).collect();
+            (indices, page.complete)
+        };
+        for index in [0, 7, 1, 3] {
+            let record = failed(index);
+            results
+                .settle(index, Settled::Failed, &[&record])
+                .expect("append");
+        }
+        results.complete = true;
+        assert_eq!(shown(&mut results), (vec![0], false));
+        results.made_durable(5);
+        assert_eq!(shown(&mut results), (vec![0], false), "the put of 7 is not");
+        results.made_durable(8);
+        assert_eq!(shown(&mut results), (vec![0, 7, 1, 3], true));
+    }
+
+    #[test]
     fn a_closed_file_is_read_and_opened_again_by_a_further_record() {
         let directory = tempfile::tempdir().expect("directory");
         let path = directory.path().join("a.results");
         let mut results = JobResults::open(path, 0).expect("open");
+        results.made_durable(3);
         results.close().expect("nothing to close");
         assert!(!results.is_open() && results.page(0).expect("empty").records.0.is_empty());
         let mut cursor = 0;
