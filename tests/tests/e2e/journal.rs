@@ -104,6 +104,9 @@ fn damaged_results_are_found_refused_and_repaired_and_what_is_lost_is_reported()
             .contains("RESULTS_LOST: 1 acknowledged results")
             .then_some(())
     });
+    until("an answer", || {
+        crate::cluster::snapshot(&home, &cluster.data_dir).map(drop)
+    });
     let problems = cluster.snapshot()["notices"].to_string();
     assert!(problems.contains("RESULTS_LOST"), "{problems}");
     cluster.still_serves();
@@ -121,6 +124,9 @@ fn results_that_were_cut_off_are_reported() {
         let said = cluster.root.err();
         let reported = said.contains("RESULTS_LOST") && said.contains("not played again");
         reported.then_some(())
+    });
+    until("an answer", || {
+        crate::cluster::snapshot(&home, &cluster.data_dir).map(drop)
     });
     cluster.still_serves();
 }
@@ -181,14 +187,33 @@ fn every_file_of_a_run_is_looked_at() {
             "adapter" => path.join("adapter_model.safetensors"),
             _ => path,
         };
+        // The store is where its last life left it: in the log, or copied into the file.
+        let log = path.with_extension("db-wal");
+        let in_log = kind == "store" && fs::metadata(&log).is_ok_and(|log| log.len() > 0);
+        let path = if in_log { log } else { path };
         let bytes = fs::read(&path).expect("read");
-        // In metrics.jsonl a digit may be another digit: the name of a member may not.
-        let at = if kind == "metrics" {
-            1
-        } else {
-            bytes.len() / 2
+        let places = match kind {
+            // A digit may be another digit, the beginning of an object may not.
+            "metrics" => vec![0],
+            // The first of many commits: of the last one nobody can say.
+            "store" if in_log => vec![1000],
+            // Pages that are free keep what they held: all of them.
+            "store" => {
+                let name = b"\"JobAccepted\"";
+                let found = bytes.windows(name.len()).enumerate();
+                found
+                    .filter(|(_, at)| *at == name)
+                    .map(|(at, _)| at)
+                    .collect()
+            }
+            _ => vec![bytes.len() / 2],
         };
-        flip(&path, at);
+        assert!(
+            !places.is_empty(),
+            "no place to damage in {}",
+            path.display()
+        );
+        places.iter().for_each(|at| flip(&path, *at));
         let found = files(&home, "run", 1);
         assert_eq!(of_kind(&found, kind)["state"], "damaged", "{kind}");
         let damaged = found.iter().filter(|file| file["state"] == "damaged");
