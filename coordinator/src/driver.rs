@@ -255,6 +255,25 @@ impl DriverState {
             } => {
                 self.say(Outgoing::client(session, &reply), after_commit, commit);
             }
+            effect @ (Effect::RelayOpen { .. }
+            | Effect::RelayGrew { .. }
+            | Effect::RelayFailed { .. }
+            | Effect::RelayComplete { .. }
+            | Effect::RelayExpire { .. }
+            | Effect::ResultsQuery { .. }) => self.tell_relay(effect, commit),
+            Effect::StartWorker { .. } if self.leave_by.is_some() => {
+                tracing::debug!("no worker is started any more");
+            }
+            Effect::StartWorker { provision } => self.provisioner.start(provision),
+            Effect::KillWorker { pid, provision } => self.provisioner.kill(provision, pid),
+            Effect::CloseSession { session, fault } => self.outbound.close(session, &fault),
+            Effect::Report { fault } => tracing::warn!("{fault}"),
+        }
+    }
+
+    /// Hands on what is the relay's, and notes what it is told once this is synced.
+    fn tell_relay(&self, effect: Effect, commit: &mut Commit) {
+        match effect {
             Effect::RelayOpen { spec, known } => {
                 commit.grown.push((spec.job, spec.rollouts.max(known)));
                 self.relay.ask(RelayRequest::Open {
@@ -289,13 +308,7 @@ impl DriverState {
                     near,
                 });
             }
-            Effect::StartWorker { .. } if self.leave_by.is_some() => {
-                tracing::debug!("no worker is started any more");
-            }
-            Effect::StartWorker { provision } => self.provisioner.start(provision),
-            Effect::KillWorker { pid, provision } => self.provisioner.kill(provision, pid),
-            Effect::CloseSession { session, fault } => self.outbound.close(session, &fault),
-            Effect::Report { fault } => tracing::warn!("{fault}"),
+            other => debug_assert!(false, "{other:?} is not the relay's"),
         }
     }
 

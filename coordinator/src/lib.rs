@@ -113,14 +113,10 @@ pub async fn run(options: CoordinatorOptions) -> Result<(), Fault> {
         provisioner: Box::new(provisioner),
         on_exit,
     };
+    let failed = |error| format!("the driver did not start: {error}");
     let (driver, _) = Actor::spawn(None, Driver, arguments)
         .await
-        .map_err(|error| {
-            Fault::new(
-                ErrorCode::Internal,
-                format!("the driver did not start: {error}"),
-            )
-        })?;
+        .map_err(|error| Fault::new(ErrorCode::Internal, failed(error)))?;
     let peer = PeerId(rand::random());
     let (stop_accepting, closing) = oneshot::channel::<()>();
     let accepting = listen::accept(listener, epoch, peer, driver.clone(), closing);
