@@ -74,6 +74,23 @@ fn steps_come_back_and_go_on() {
 }
 
 #[test]
+fn numbers_come_back_to_the_bit() {
+    let (directory, _, _) = run(0);
+    let directory = directory.path();
+    let mut odd = record(1);
+    // Two of those that a careless reader takes for their neighbours.
+    odd.report.entropy = 0.200_191_597_239_381_74;
+    odd.report.grad_norm = 0.243_692_800_057_676_02;
+    let (mut records, _) = Records::open(directory).expect("open");
+    records.append(&odd).expect("append");
+    let path = directory.join("steps.jsonl");
+    let written = fs::read(&path).expect("read");
+    let (_, read) = Records::open(directory).expect("open");
+    assert_eq!(read, [odd]);
+    assert_eq!(fs::read(&path).expect("read"), written);
+}
+
+#[test]
 fn a_cut_anywhere_in_the_last_three_records_is_a_torn_line_or_told() {
     let (directory, bytes, begins) = run(6);
     let directory = directory.path();
