@@ -7,7 +7,7 @@ pub mod cpu;
 pub mod decode;
 pub mod error;
 pub mod kv;
-mod mapped;
+pub mod mapped;
 pub mod model;
 pub mod packed;
 pub mod safetensors;

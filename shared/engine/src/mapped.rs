@@ -31,7 +31,8 @@ impl Bytes {
         // remains is that the mapped inode keeps its content. Checkpoints are replaced by rename,
         // never written in place. Packed files are created without write permission in a
         // directory that nobody else may enter, and afterwards only renamed and unlinked, which
-        // leaves the inode of a mapping alone. Whoever overrides that as the same user could as
+        // leaves the inode of a mapping alone. The same holds for the adapters that processes of a
+        // host share (`host_adapters.rs` of the runtime). Whoever overrides that as the same user could as
         // well kill the process, and a truncation does (SIGBUS); an advisory lock would not stop
         // it.
         let map = unsafe { Mmap::map(file) }?;
@@ -49,6 +50,27 @@ impl Bytes {
             Self::Mapped(map) => map,
             Self::Owned(bytes) => bytes,
         }
+    }
+}
+
+/// A file of this user that is never written again, only renamed and unlinked: its bytes, which
+/// all processes share that map it.
+#[derive(Debug)]
+pub struct SharedFile(Bytes);
+
+impl SharedFile {
+    /// Maps an open file.
+    ///
+    /// # Errors
+    /// When the operating system refuses.
+    pub fn map(file: &File) -> io::Result<Self> {
+        Bytes::of(file).map(Self)
+    }
+
+    /// All of its bytes.
+    #[must_use]
+    pub fn as_slice(&self) -> &[u8] {
+        self.0.as_slice()
     }
 }
 

@@ -9,13 +9,20 @@ use crate::env_vars::{HOME, VOLLEY_CACHE_DIR, XDG_CACHE_HOME};
 /// environment names no place.
 #[must_use]
 pub fn packed_weights() -> Option<PathBuf> {
-    Some(
-        choose(
-            VOLLEY_CACHE_DIR.directory(),
-            XDG_CACHE_HOME.directory(),
-            HOME.directory(),
-        )?
-        .join("packed"),
+    Some(cache()?.join("packed"))
+}
+
+/// Adapters that processes of this host share; `None` when the environment names no place.
+#[must_use]
+pub fn adapters() -> Option<PathBuf> {
+    Some(cache()?.join("adapters"))
+}
+
+fn cache() -> Option<PathBuf> {
+    choose(
+        VOLLEY_CACHE_DIR.directory(),
+        XDG_CACHE_HOME.directory(),
+        HOME.directory(),
     )
 }
 

@@ -32,7 +32,8 @@ env_vars! {
     /// `json` writes one JSON object per log line; anything else is compact text.
     VOLLEY_LOG_FORMAT;
     /// `off`: processes of one machine exchange bulk and results by the network, as if they were
-    /// on several; `results`: only bulk goes by the network. To measure, or to look for a fault.
+    /// on several, and share no adapters; `results`: only bulk goes by the network. To measure, or
+    /// to look for a fault.
     VOLLEY_SAME_HOST;
     /// Set by a launcher for its children: descriptor 0 is a handoff socket.
     VOLLEY_HANDOFF;

@@ -11,6 +11,7 @@
 //! | [`report`] | `report.html` of a run |
 //! | [`checked_line`] | lines of JSON that carry a checksum |
 //! | [`cache_dir`] | where files are that can be made again |
+//! | [`host_adapters`] | adapters that the processes of a host share |
 //! | [`cluster_file`] | where a cluster on this machine is |
 //! | [`vital`] | threads whose panic ends the process |
 //! | [`mailbox`] | the way to a driver that does not exist yet |
@@ -32,6 +33,7 @@ pub mod env_vars;
 mod faults;
 pub mod files;
 pub mod greeting;
+pub mod host_adapters;
 pub mod journal;
 pub mod lock;
 pub mod mailbox;
