@@ -38,6 +38,7 @@ use volley_protocol::run::RunState;
 use volley_protocol::version::{Hello, PROTOCOL_VERSION};
 use volley_runtime::conversation;
 use volley_runtime::greeting::link_fault;
+use volley_runtime::host_adapters::HostAdapters;
 use volley_runtime::lock::DirLock;
 use volley_runtime::mailbox::Mailbox;
 use volley_runtime::recipe::Recipe;
@@ -48,6 +49,15 @@ pub use crate::reference::load_reference;
 use crate::driver::{Driver, DriverArguments, DriverMessage};
 use crate::intake::Intake;
 use crate::restore::Restored;
+
+/// What processes of a host share; `None` where they do not.
+#[derive(Clone, Debug)]
+pub struct Caches {
+    /// Packed weights of models.
+    pub packed: Option<PathBuf>,
+    /// Adapters.
+    pub adapters: Option<HostAdapters>,
+}
 
 /// What a learner is started with.
 #[derive(Debug)]
@@ -60,8 +70,8 @@ pub struct LearnerOptions {
     pub listen: SocketAddr,
     /// The run's directory, with its recipe.
     pub run_dir: PathBuf,
-    /// Where processes share packed weights.
-    pub cache: Option<PathBuf>,
+    /// What it shares with other processes of this host.
+    pub caches: Caches,
     /// Resolves when the process is asked to end: finish the step, write a checkpoint, leave.
     pub stop: oneshot::Receiver<()>,
 }
@@ -76,7 +86,7 @@ pub async fn run(options: LearnerOptions) -> Result<RunState, Fault> {
     let _lock = DirLock::acquire(directory.path())?;
     let (listener, endpoint) = open_network(&options)?;
     let sink_addr = listener.local_addr();
-    let restored = restored(directory, options.cache.clone(), sink_addr).await?;
+    let restored = restored(directory, options.caches.clone(), sink_addr).await?;
     let Restored {
         config,
         state,
@@ -145,10 +155,10 @@ pub async fn run(options: LearnerOptions) -> Result<RunState, Fault> {
 /// Loads and replays, which computes: the runtime's threads are for the network.
 async fn restored(
     directory: RunDir,
-    cache: Option<PathBuf>,
+    caches: Caches,
     sink_addr: SocketAddr,
 ) -> Result<Restored, Fault> {
-    tokio::task::spawn_blocking(move || restore::restore(&directory, cache, sink_addr))
+    tokio::task::spawn_blocking(move || restore::restore(&directory, caches, sink_addr))
         .await
         .map_err(|error| internal(format!("restoring failed: {error}")))?
 }

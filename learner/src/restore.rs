@@ -27,7 +27,7 @@ use crate::sink::Limits;
 use crate::step::{self, PlayedGroup, StepSettings};
 use crate::trainer::TrainerThread;
 use crate::versions::Versions;
-use crate::{intake, load_model, threads};
+use crate::{Caches, intake, load_model, threads};
 
 /// Results of a training job are the learner's; the coordinator keeps only their ledger.
 const KEEP_MS: u64 = 3_600_000;
@@ -49,12 +49,12 @@ pub(crate) struct Restored {
 /// Reads a run directory back.
 pub(crate) fn restore(
     directory: &RunDir,
-    cache: Option<PathBuf>,
+    caches: Caches,
     sink_addr: SocketAddr,
 ) -> Result<Restored, Fault> {
     let recipe = directory.recipe()?;
     let run = directory.run_id()?;
-    let model = load_model(&recipe, cache)?;
+    let model = load_model(&recipe, caches.packed)?;
     let job = job(&recipe, run);
     let intake_dir = directory.intake();
     std::fs::create_dir_all(&intake_dir).map_err(|error| {
@@ -89,7 +89,11 @@ pub(crate) fn restore(
         trainer,
         settings: settings(&recipe),
         train: recipe.train.clone(),
-        versions: Versions::open(&directory.adapters(), &known(&steps, &root, run)?)?,
+        versions: Versions::open(
+            &directory.adapters(),
+            &known(&steps, &root, run)?,
+            caches.adapters,
+        )?,
         reference: Reference::open(&directory.reference(), &recipe, &model, &steps)?,
         transcripts: directory.transcripts(),
         base_model: recipe.model.display().to_string(),

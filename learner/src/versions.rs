@@ -16,6 +16,7 @@ use volley_engine::adapter::Adapter;
 use volley_protocol::Digest;
 use volley_protocol::fault::{ErrorCode, Fault};
 use volley_runtime::files;
+use volley_runtime::host_adapters::HostAdapters;
 
 /// Adapters kept in memory: workers fetch the newest within milliseconds of each other, and
 /// stragglers the one before.
@@ -34,6 +35,8 @@ pub(crate) struct Versions(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     directory: PathBuf,
+    /// Where workers of this host look before they ask.
+    host: Option<HostAdapters>,
     state: Mutex<State>,
 }
 
@@ -58,7 +61,11 @@ impl State {
 impl Versions {
     /// The adapters in `directory`, of which these are expected. Other steps are left-overs of one
     /// that was never recorded, and go; what has another name was put there by somebody else.
-    pub(crate) fn open(directory: &Path, known: &[(u64, Digest)]) -> Result<Self, Fault> {
+    pub(crate) fn open(
+        directory: &Path,
+        known: &[(u64, Digest)],
+        host: Option<HostAdapters>,
+    ) -> Result<Self, Fault> {
         fs::create_dir_all(directory).map_err(|error| io_fault(directory, &error))?;
         for entry in fs::read_dir(directory).map_err(|error| io_fault(directory, &error))? {
             let entry = entry.map_err(|error| io_fault(directory, &error))?;
@@ -79,6 +86,7 @@ impl Versions {
         }
         Ok(Self(Arc::new(Inner {
             directory: directory.to_owned(),
+            host,
             state: Mutex::new(state),
         })))
     }
@@ -94,6 +102,7 @@ impl Versions {
         let digest = Digest::of(&bytes);
         let directory = step_directory(&self.0.directory, step);
         write_whole(&directory, adapter, &bytes, base_model)?;
+        self.share(digest, &bytes);
 
         let mut state = self.lock();
         state.note(step, digest);
@@ -102,6 +111,16 @@ impl Versions {
             state.recent.pop_front();
         }
         Ok(())
+    }
+
+    /// Saves the workers of this host the way through the network.
+    fn share(&self, digest: Digest, bytes: &[u8]) {
+        let Some(host) = &self.0.host else {
+            return;
+        };
+        if let Err(why) = host.offer(digest, bytes) {
+            tracing::warn!(why, digest = digest.short(), "an adapter is not shared");
+        }
     }
 
     /// The bytes of a version; `None` when there is none, or the disk holds something else.
@@ -139,6 +158,9 @@ impl Versions {
         let mut state = self.lock();
         for digest in digests {
             state.recent.retain(|(recent, _)| recent != digest);
+            if let Some(Err(why)) = self.0.host.as_ref().map(|host| host.remove(*digest)) {
+                tracing::warn!(why, "a shared adapter is not deleted");
+            }
             for step in state.steps.remove(digest).unwrap_or_default() {
                 let path = step_directory(&self.0.directory, step);
                 if let Err(error) = fs::remove_dir_all(&path) {
@@ -235,7 +257,7 @@ mod tests {
     #[tokio::test]
     async fn steps_with_equal_bytes_share_a_name_and_go_together() {
         let (directory, known) = directory(&[(1, b"a"), (2, b"a"), (3, b"b")]);
-        let versions = Versions::open(directory.path(), &known).expect("open");
+        let versions = Versions::open(directory.path(), &known, None).expect("open");
         let (twice, once) = (Digest::of(b"a"), Digest::of(b"b"));
         let bytes = versions.bytes(twice).await.expect("there");
         assert_eq!(*bytes, b"a");
@@ -265,7 +287,7 @@ mod tests {
         }
         fs::write(path("step-000009"), "a file").expect("written");
         std::os::unix::fs::symlink(path("best"), path("step-000008")).expect("a link");
-        Versions::open(directory.path(), &known[..1]).expect("open");
+        Versions::open(directory.path(), &known[..1], None).expect("open");
         assert!(strange.iter().all(|name| path(name).exists()));
         assert!(path("step-000009").exists() && path("step-000008").exists());
         assert!(!ours.iter().any(|name| path(name).exists()));

@@ -10,15 +10,17 @@ use std::time::{Duration, Instant};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use volley_link::{ControlSender, Session, close_code};
-use volley_protocol::adapter::AdapterVersion;
 use volley_protocol::codec::Message;
-use volley_protocol::delivery::ToSink;
+use volley_protocol::delivery::{FromSink, ToSink};
 use volley_protocol::worker::{FromWorker, SinkAddr, WorkerLoad};
-use volley_protocol::{AttemptId, Digest, trajectory};
+use volley_protocol::{AdapterVersion, AttemptId, Digest, trajectory};
 use volley_runtime::conversation;
+use volley_runtime::host_adapters::{HostAdapters, Turn};
 
+use crate::adapter_bytes::{self, AdapterBytes, Found};
 use crate::core::{Effect, ExitReason, Input, Millis, SessionId, Worker};
 use crate::dials::{DialId, Dials};
+use crate::fetching::Fetching;
 use crate::policy::{PolicyCommand, PolicyEvent, PolicyHandle};
 use crate::sink_link;
 
@@ -44,8 +46,14 @@ pub(crate) enum DriverMessage {
     },
     /// Something for the core. The permit bounds what one session may have in this mailbox.
     Input(Input, Option<OwnedSemaphorePermit>),
-    /// A learner sent an adapter; its digest was checked.
-    AdapterBytes { digest: Digest, bytes: Vec<u8> },
+    /// A learner sent an adapter, or it was found on this host; its digest was checked.
+    AdapterBytes { digest: Digest, bytes: AdapterBytes },
+    /// This host does not have an adapter that was asked for in that session.
+    AdapterAbsent {
+        digest: Digest,
+        session: SessionId,
+        turn: Option<Turn>,
+    },
     /// The policy thread reports.
     Policy(PolicyEvent),
     /// Time passes.
@@ -81,6 +89,7 @@ pub(crate) struct DriverArguments {
     pub(crate) core: Worker,
     pub(crate) policy: PolicyHandle,
     pub(crate) dialler: sink_link::Dialler,
+    pub(crate) host_adapters: Option<HostAdapters>,
     pub(crate) on_exit: oneshot::Sender<ExitReason>,
 }
 
@@ -95,8 +104,8 @@ pub(crate) struct DriverState {
     dials: Dials,
     /// Encoded trajectories that no sink has acknowledged.
     records: BTreeMap<AttemptId, Arc<Vec<u8>>>,
-    /// Adapters asked for, by digest.
-    fetching: BTreeMap<Digest, AdapterVersion>,
+    fetching: Fetching,
+    host_adapters: Option<HostAdapters>,
     on_exit: Option<oneshot::Sender<ExitReason>>,
 }
 
@@ -144,17 +153,29 @@ impl Actor for Driver {
                 }
             }
             DriverMessage::Input(input, permit) => {
-                if let Input::CoordinatorDown { session } = input {
-                    state.forget_line(PeerKey::Coordinator, session);
+                match &input {
+                    Input::CoordinatorDown { session } => {
+                        state.forget_line(PeerKey::Coordinator, *session);
+                    }
+                    Input::Sink {
+                        message: FromSink::AdapterMissing { digest },
+                        ..
+                    } => drop(state.fetching.end(*digest)),
+                    _ => {}
                 }
                 state.apply(&myself, input);
                 drop(permit);
             }
             DriverMessage::AdapterBytes { digest, bytes } => {
-                if let Some(version) = state.fetching.remove(&digest) {
-                    state
-                        .policy
-                        .tell(PolicyCommand::AddAdapter { version, bytes });
+                state.adapter_is_here(digest, bytes);
+            }
+            DriverMessage::AdapterAbsent {
+                digest,
+                session,
+                turn,
+            } => {
+                if let Some(source) = state.fetching.absent(digest, session, turn) {
+                    state.ask(source, session, digest);
                 }
             }
             DriverMessage::Policy(event) => state.hear_policy(&myself, event),
@@ -174,7 +195,8 @@ impl DriverState {
             lines: BTreeMap::new(),
             dials: Dials::default(),
             records: BTreeMap::new(),
-            fetching: BTreeMap::new(),
+            fetching: Fetching::default(),
+            host_adapters: arguments.host_adapters,
             on_exit: Some(arguments.on_exit),
         }
     }
@@ -217,6 +239,52 @@ impl DriverState {
         if self.lines.get(&peer).is_some_and(|line| line.id == session) {
             self.lines.remove(&peer);
         }
+        self.fetching.session_over(session);
+    }
+
+    /// Looks for an adapter on this host, or asks the learner that has it.
+    fn fetch(
+        &mut self,
+        myself: &ActorRef<DriverMessage>,
+        version: AdapterVersion,
+        source: SocketAddr,
+        session: SessionId,
+    ) {
+        let digest = version.digest;
+        self.fetching.begin(version, source, session);
+        let Some(host) = self.host_adapters.clone() else {
+            return self.ask(source, session, digest);
+        };
+        let driver = myself.clone();
+        tokio::spawn(async move {
+            let found = match adapter_bytes::look(host, digest).await {
+                Found::Here(bytes) => DriverMessage::AdapterBytes { digest, bytes },
+                Found::Absent(turn) => DriverMessage::AdapterAbsent {
+                    digest,
+                    session,
+                    turn,
+                },
+            };
+            // The driver outlives its tasks, but for the moment of leaving.
+            let _ = driver.cast(found);
+        });
+    }
+
+    fn ask(&self, source: SocketAddr, session: SessionId, digest: Digest) {
+        if let Some(line) = self.line(PeerKey::Learner(source), session) {
+            line.say(&ToSink::Fetch { digest });
+        }
+    }
+
+    fn adapter_is_here(&mut self, digest: Digest, bytes: AdapterBytes) {
+        let Some((version, turn)) = self.fetching.end(digest) else {
+            return;
+        };
+        if let (Some(turn), Some(host)) = (turn, self.host_adapters.clone()) {
+            adapter_bytes::share(host, digest, bytes.clone(), turn);
+        }
+        self.policy
+            .tell(PolicyCommand::AddAdapter { version, bytes });
     }
 
     fn hear_policy(&mut self, myself: &ActorRef<DriverMessage>, event: PolicyEvent) {
@@ -260,12 +328,7 @@ impl DriverState {
                 source,
                 session,
             } => {
-                self.fetching.insert(version.digest, version);
-                if let Some(line) = self.line(PeerKey::Learner(source), session) {
-                    line.say(&ToSink::Fetch {
-                        digest: version.digest,
-                    });
-                }
+                self.fetch(myself, version, source, session);
             }
             Effect::DropAdapters(digests) => {
                 self.policy.tell(PolicyCommand::DropAdapters(digests));
@@ -403,6 +466,7 @@ mod tests {
             core: Worker::new(Config::new(1, "n", Digest::default())),
             policy: PolicyHandle::new(mpsc::channel().0, Arc::new(PolicyCounters::default())),
             dialler: Dialler { endpoint, hello },
+            host_adapters: None,
             on_exit: oneshot::channel().0,
         })
     }

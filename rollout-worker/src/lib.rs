@@ -8,11 +8,13 @@
 //!
 //! [`core`] decides; everything else does.
 
+mod adapter_bytes;
 mod coordinator_link;
 pub mod core;
 mod dials;
 mod driver;
 mod episode;
+mod fetching;
 mod policy;
 mod sink_link;
 
@@ -35,6 +37,7 @@ use volley_protocol::ids::PeerId;
 use volley_protocol::version::{Hello, PROTOCOL_VERSION};
 use volley_runtime::conversation;
 use volley_runtime::greeting::link_fault;
+use volley_runtime::host_adapters::HostAdapters;
 use volley_runtime::vital::Vital;
 
 use crate::core::{Config, ExitReason, Worker};
@@ -78,6 +81,8 @@ pub struct WorkerOptions {
     pub slots: u32,
     /// Which request of the autoscaler this process answers; 0 when a person started it.
     pub provision: u64,
+    /// Adapters that processes of this host share.
+    pub adapters: Option<HostAdapters>,
     /// Resolves when the process is asked to end; finish, deliver, leave.
     pub drain: oneshot::Receiver<()>,
 }
@@ -114,6 +119,7 @@ pub async fn run(options: WorkerOptions) -> Result<ExitReason, Fault> {
             endpoint: endpoint.clone(),
             hello: hello.clone(),
         },
+        host_adapters: options.adapters,
         on_exit,
     };
     let (driver, _) = Actor::spawn(None, Driver, arguments)

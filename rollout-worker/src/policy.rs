@@ -17,6 +17,7 @@ use volley_protocol::trajectory::Trajectory;
 use volley_protocol::worker::Lease;
 use volley_protocol::{Digest, Fault};
 
+use crate::adapter_bytes::AdapterBytes;
 use crate::episode::EpisodeFault;
 
 /// What the policy thread is told.
@@ -29,7 +30,7 @@ pub(crate) enum PolicyCommand {
     /// Take these bytes into memory.
     AddAdapter {
         version: AdapterVersion,
-        bytes: Vec<u8>,
+        bytes: AdapterBytes,
     },
     /// Forget these.
     DropAdapters(Vec<Digest>),

@@ -104,6 +104,7 @@ async fn receive_adapters(session: Session, driver: ActorRef<DriverMessage>) {
     while let Ok(stream) = session.accept_bulk().await {
         match receive_adapter(stream).await {
             Ok((digest, bytes)) => {
+                let bytes = bytes.into();
                 if driver
                     .cast(DriverMessage::AdapterBytes { digest, bytes })
                     .is_err()

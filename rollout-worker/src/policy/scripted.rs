@@ -6,6 +6,7 @@
 //! `script_tokens` it says nothing, in so many tokens: trajectories of any length can be sent that
 //! way.
 
+use std::collections::BTreeMap;
 use std::sync::mpsc;
 
 use volley_protocol::EnvSpec;
@@ -24,11 +25,21 @@ const TOKENS_OPTION: &str = "script_tokens";
 
 /// Plays until it is told to stop.
 pub(crate) fn run(commands: &mpsc::Receiver<PolicyCommand>, player: &Player, report: &Report) {
+    // It says the same with every adapter, but has them in memory as it reports.
+    let mut adapters = BTreeMap::new();
     while let Ok(command) = commands.recv() {
         match command {
             PolicyCommand::Start { lease, spec } => report(play(lease, &spec.env, player)),
-            PolicyCommand::AddAdapter { version, .. } => report(PolicyEvent::AdapterReady(version)),
-            PolicyCommand::Cancel(_) | PolicyCommand::DropAdapters(_) => {}
+            PolicyCommand::AddAdapter { version, bytes } => {
+                adapters.insert(version.digest, bytes);
+                report(PolicyEvent::AdapterReady(version));
+            }
+            PolicyCommand::DropAdapters(digests) => {
+                digests
+                    .iter()
+                    .for_each(|digest| drop(adapters.remove(digest)));
+            }
+            PolicyCommand::Cancel(_) => {}
             PolicyCommand::Stop => return,
         }
     }

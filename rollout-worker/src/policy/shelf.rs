@@ -12,6 +12,7 @@ use volley_protocol::fault::{ErrorCode, Fault};
 use volley_runtime::vital::Vital;
 
 use super::{PolicyEvent, Report};
+use crate::adapter_bytes::AdapterBytes;
 
 /// How far the reading thread stands back behind the decoding ones: the running episodes do not
 /// need the new version.
@@ -23,7 +24,7 @@ type Adapters = Mutex<BTreeMap<Digest, Arc<Adapter>>>;
 /// the worker core asks its learner for.
 pub(crate) struct AdapterShelf {
     adapters: Arc<Adapters>,
-    arrivals: mpsc::Sender<(AdapterVersion, Vec<u8>)>,
+    arrivals: mpsc::Sender<(AdapterVersion, AdapterBytes)>,
 }
 
 impl AdapterShelf {
@@ -48,7 +49,7 @@ impl AdapterShelf {
     }
 
     /// Has bytes read and prepared.
-    pub(crate) fn add(&self, version: AdapterVersion, bytes: Vec<u8>) {
+    pub(crate) fn add(&self, version: AdapterVersion, bytes: AdapterBytes) {
         if self.arrivals.send((version, bytes)).is_err() {
             tracing::error!(?version, "the thread that reads adapters has left");
         }
@@ -66,7 +67,7 @@ impl AdapterShelf {
 }
 
 fn read_all(
-    inbox: &mpsc::Receiver<(AdapterVersion, Vec<u8>)>,
+    inbox: &mpsc::Receiver<(AdapterVersion, AdapterBytes)>,
     model: &Model,
     shelf: &Adapters,
     report: &Report,
@@ -74,17 +75,19 @@ fn read_all(
     // Without the permission to stand back it reads all the same.
     let _ = rustix::process::nice(ADAPTER_READER_NICENESS);
     while let Ok((version, bytes)) = inbox.recv() {
-        report(match Adapter::from_bytes(model.config(), &bytes) {
-            Ok(adapter) => {
-                adapter.prepare(model.compute());
-                locked(shelf).insert(version.digest, Arc::new(adapter));
-                PolicyEvent::AdapterReady(version)
-            }
-            Err(error) => PolicyEvent::AdapterFailed {
-                version,
-                fault: Fault::from(&error),
+        report(
+            match Adapter::from_bytes(model.config(), bytes.as_slice()) {
+                Ok(adapter) => {
+                    adapter.prepare(model.compute());
+                    locked(shelf).insert(version.digest, Arc::new(adapter));
+                    PolicyEvent::AdapterReady(version)
+                }
+                Err(error) => PolicyEvent::AdapterFailed {
+                    version,
+                    fault: Fault::from(&error),
+                },
             },
-        });
+        );
     }
 }
 
@@ -123,13 +126,13 @@ mod tests {
         let report: Report = Arc::new(move |event| drop(told.send(event)));
         let shelf = AdapterShelf::new(model, report).expect("a thread");
 
-        shelf.add(version(1), bytes.clone());
+        shelf.add(version(1), bytes.clone().into());
         let event = events.recv().expect("it is told");
         assert!(matches!(event, PolicyEvent::AdapterReady(v) if v == version(1)));
         let held = shelf.get(version(1).digest).expect("it is ready");
         assert_eq!(*held, adapter);
 
-        shelf.add(version(2), bytes[..bytes.len() / 2].to_vec());
+        shelf.add(version(2), bytes[..bytes.len() / 2].to_vec().into());
         let event = events.recv().expect("it is told");
         let PolicyEvent::AdapterFailed { version: v, fault } = event else {
             panic!("{event:?}");
@@ -140,7 +143,7 @@ mod tests {
         shelf.remove(version(1).digest);
         assert_eq!(shelf.get(version(1).digest), None);
         assert_eq!(*held, adapter, "who plays with it keeps it");
-        shelf.add(version(1), bytes);
+        shelf.add(version(1), bytes.into());
         events.recv().expect("it is told");
         assert!(shelf.get(version(1).digest).is_some());
     }

@@ -4,11 +4,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::Args;
-use volley_learner::LearnerOptions;
+use volley_learner::{Caches, LearnerOptions};
 use volley_link::Role;
 use volley_protocol::Fault;
 use volley_protocol::run::RunState;
 use volley_runtime::cache_dir;
+use volley_runtime::host_adapters::HostAdapters;
 use volley_runtime::process::Handoff;
 
 use super::serve;
@@ -44,7 +45,10 @@ pub(crate) fn run(args: LearnerArgs, mut handoff: Handoff) -> Result<(), Fault> 
             coordinator: address(args.coordinator, cluster)?,
             listen: SocketAddr::new(args.listen, 0),
             run_dir: args.run_dir,
-            cache: cache_dir::packed_weights(),
+            caches: Caches {
+                packed: cache_dir::packed_weights(),
+                adapters: HostAdapters::from_environment(),
+            },
             stop: serve::when_asked_to_end(handoff.lifelines())?,
         };
         match volley_learner::run(options).await? {

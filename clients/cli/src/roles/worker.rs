@@ -10,6 +10,7 @@ use volley_protocol::Fault;
 use volley_protocol::fault::ErrorCode;
 use volley_runtime::cache_dir;
 use volley_runtime::cluster_file::ClusterFile;
+use volley_runtime::host_adapters::HostAdapters;
 use volley_runtime::process::Handoff;
 use volley_worker::{PolicySource, WorkerOptions};
 
@@ -73,6 +74,7 @@ pub(crate) fn run(args: WorkerArgs, mut handoff: Handoff) -> Result<(), Fault> {
             policy,
             slots: args.slots,
             provision: args.provision,
+            adapters: HostAdapters::from_environment(),
             drain: serve::when_asked_to_end(handoff.lifelines())?,
         };
         volley_worker::run(options).await.map(drop)
