@@ -155,6 +155,7 @@ const fn life(file: &ClusterFile) -> (u32, u64) {
     (file.pid, file.started_unix_ms)
 }
 
-fn identity_path(data_dir: &Path, role: Role) -> PathBuf {
+/// Where a cluster keeps the identity of a role.
+pub(crate) fn identity_path(data_dir: &Path, role: Role) -> PathBuf {
     data_dir.join("identities").join(format!("{role}.identity"))
 }

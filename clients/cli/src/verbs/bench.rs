@@ -1,5 +1,6 @@
 //! `volley bench`: measures the way of a rollout with real processes, without any model.
 
+mod broadcast;
 mod cluster;
 mod fanout;
 mod latency;
@@ -42,6 +43,9 @@ pub(crate) struct FanoutArgs {
     /// How long a rollout takes, where it has to take time (kill).
     #[arg(long, value_name = "MS", default_value_t = 20)]
     sleep_ms: u64,
+    /// Size of an adapter (broadcast).
+    #[arg(long, value_name = "MIB", default_value_t = 64)]
+    mib: u32,
     /// One line of JSON on standard output.
     #[arg(long)]
     json: bool,
@@ -64,6 +68,8 @@ enum FanoutBench {
     Kill,
     /// Payloads that wait: how fast they are taken in, what they cost in memory.
     Queue,
+    /// An adapter, from its learner into the memory of all workers.
+    Broadcast,
 }
 
 /// Measures and prints.
@@ -79,7 +85,7 @@ pub(crate) fn run(verb: BenchVerb, output: &Output, handoff: &Handoff) -> Result
         output.json(&json!({
             "system": "volley",
             "bench": name,
-            "params": {"w": args.w, "n": args.n, "t": args.t, "k": args.k, "sleep_ms": args.sleep_ms,
+            "params": {"w": args.w, "n": args.n, "t": args.t, "k": args.k, "sleep_ms": args.sleep_ms, "mib": args.mib,
                 "bulk": if same_host.bulk { "unix" } else { "quic" },
                 "results": if same_host.results { "file" } else { "quic" }},
             "result": result,

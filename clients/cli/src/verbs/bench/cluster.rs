@@ -1,6 +1,6 @@
 //! A cluster that exists for one measurement.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use volley_client::Client;
@@ -60,6 +60,11 @@ impl BenchCluster {
         })
     }
 
+    /// The coordinator's data directory.
+    pub(crate) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
     /// Waits until so many workers are there; tells their pids.
     pub(crate) async fn workers(&self, count: u32) -> Result<Vec<u32>, Fault> {
         let begun = Instant::now();
@@ -90,7 +95,7 @@ impl BenchCluster {
     }
 }
 
-fn io_fault(path: &std::path::Path, error: &std::io::Error) -> Fault {
+fn io_fault(path: &Path, error: &std::io::Error) -> Fault {
     Fault::new(ErrorCode::IoFailed, format!("{}: {error}", path.display()))
 }
 

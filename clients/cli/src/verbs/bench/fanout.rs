@@ -10,7 +10,7 @@ use volley_protocol::job::JobKind;
 use volley_runtime::process::Handoff;
 
 use super::cluster::{BenchCluster, job};
-use super::{FanoutArgs, FanoutBench, latency, meter, queue, throughput};
+use super::{FanoutArgs, FanoutBench, broadcast, latency, meter, queue, throughput};
 use crate::errors::Stop;
 use crate::output::Output;
 use crate::roles::serve;
@@ -31,6 +31,7 @@ pub(crate) fn measure(
             FanoutBench::Memory => memory(args, handoff).await,
             FanoutBench::Addworkers => add_workers(args, handoff).await,
             FanoutBench::Kill => kill(args, handoff).await,
+            FanoutBench::Broadcast => broadcast::measure(args, handoff).await,
             FanoutBench::Queue => queue::measure(args, handoff).await,
         }
     })?;
