@@ -82,32 +82,46 @@ pub(crate) async fn measure(args: &FanoutArgs, handoff: &Handoff) -> Result<Valu
     let mut result = serde_json::Map::new();
     for (name, way) in ways {
         let before = publisher.fetches.load(Ordering::Relaxed);
-        let (mut total_s, mut named_s) = (Vec::new(), Vec::new());
+        let mut all = Vec::new();
         for _ in 0..REPEATS {
-            let (total, naming) = publisher.publish(&cluster, args.w, bytes, *way).await?;
-            total_s.push(total);
-            named_s.push(naming);
+            all.push(publisher.publish(&cluster, args.w, bytes, *way).await?);
         }
         let fetches = publisher.fetches.load(Ordering::Relaxed) - before;
-        let figures = summary(total_s, named_s, args, fetches);
+        let figures = summary(&all, args, fetches);
         result.insert((*name).to_owned(), figures);
     }
     cluster.end().await?;
     Ok(Value::Object(result))
 }
 
-fn summary(mut total_s: Vec<f64>, mut named_s: Vec<f64>, args: &FanoutArgs, fetches: u64) -> Value {
-    total_s.sort_by(f64::total_cmp);
-    named_s.sort_by(f64::total_cmp);
-    let at = |sorted: &[f64], place: usize| sorted.get(place).copied().unwrap_or_default();
-    let median = at(&total_s, REPEATS / 2);
+/// What one adapter took, in seconds.
+#[derive(Clone, Copy)]
+struct Took {
+    /// Its digest, which is made before.
+    naming_s: f64,
+    /// Its file, where the learner puts it there.
+    put_s: f64,
+    /// From the bytes in the learner's memory, the file included, to all workers.
+    total_s: f64,
+}
+
+fn summary(all: &[Took], args: &FanoutArgs, fetches: u64) -> Value {
+    let sorted = |part: fn(&Took) -> f64| {
+        let mut parts: Vec<f64> = all.iter().map(part).collect();
+        parts.sort_by(f64::total_cmp);
+        move |place: usize| parts.get(place).copied().unwrap_or_default()
+    };
+    let (total_s, put_s) = (sorted(|took| took.total_s), sorted(|took| took.put_s));
+    let median_s = total_s(REPEATS / 2);
     let megabytes = f64::from(args.w) * f64::from(args.mib) * 1.048_576;
     json!({
-        "s_median": round(median, 4),
-        "s_min": round(at(&total_s, 0), 4),
-        "s_max": round(at(&total_s, REPEATS - 1), 4),
-        "sha256_s": round(at(&named_s, REPEATS / 2), 4),
-        "aggregate_MB_per_s": round(megabytes / median, 1),
+        "s_median": round(median_s, 4),
+        "s_min": round(total_s(0), 4),
+        "s_max": round(total_s(REPEATS - 1), 4),
+        "put_s": round(put_s(REPEATS / 2), 4),
+        "put_s_max": round(put_s(REPEATS - 1), 4),
+        "sha256_s": round(sorted(|took| took.naming_s)(REPEATS / 2), 4),
+        "aggregate_MB_per_s": round(megabytes / median_s, 1),
         "fetches": fetches,
     })
 }
@@ -180,15 +194,14 @@ impl Publisher {
         Ok(this)
     }
 
-    /// Publishes random bytes; tells how long it took until all workers had them, and how long the
-    /// digest took that was made before.
+    /// Publishes random bytes; tells how long it took until all workers had them.
     async fn publish(
         &mut self,
         cluster: &BenchCluster,
         workers: u32,
         bytes: usize,
         way: Way,
-    ) -> Result<(f64, f64), Fault> {
+    ) -> Result<Took, Fault> {
         let mut adapter = vec![0; bytes];
         rand::rng().fill_bytes(&mut adapter);
         let naming = Instant::now();
@@ -211,6 +224,7 @@ impl Publisher {
             let offered = offered.map_err(|error| error.to_string()).flatten();
             offered.map_err(|why| Fault::new(ErrorCode::IoFailed, why))?;
         }
+        let put_s = begun.elapsed().as_secs_f64();
         self.say(&FromLearner::Published(AdapterEntry {
             version: self.newest,
             parent,
@@ -221,10 +235,16 @@ impl Publisher {
         self.forget_all_but(digest);
         if let Some(host) = HostAdapters::from_environment() {
             // Nobody will come for it.
-            host.remove(digest)
-                .map_err(|why| Fault::new(ErrorCode::IoFailed, why))?;
+            for digest in [parent, digest] {
+                host.remove(digest)
+                    .map_err(|why| Fault::new(ErrorCode::IoFailed, why))?;
+            }
         }
-        Ok((total_s, naming_s))
+        Ok(Took {
+            naming_s,
+            put_s,
+            total_s,
+        })
     }
 
     /// Waits until all workers have the newest version in memory.
