@@ -5,6 +5,7 @@
 //! conditions, with deadlines that a slow and busy machine meets, too.
 //! `VOLLEY_TEST_BINARY=/path/to/volley` tests that program instead of the one of this build.
 
+mod adapters;
 mod bad_environments;
 mod bad_inputs;
 mod binary;
