@@ -28,6 +28,10 @@ const WEIGHTS: &str = "adapter_model.safetensors";
 /// What a directory's name ends with until it is whole.
 const UNFINISHED: &str = ".new";
 
+/// What its name ends with once it is no longer whole: removing it takes several steps, and a
+/// process that is killed between two of them must not leave half a version under its name.
+const GONE: &str = ".gone";
+
 /// A handle to the adapters; cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Versions(Arc<Inner>);
@@ -163,7 +167,7 @@ impl Versions {
             }
             for step in state.steps.remove(digest).unwrap_or_default() {
                 let path = step_directory(&self.0.directory, step);
-                if let Err(error) = fs::remove_dir_all(&path) {
+                if let Err(error) = remove_whole(&path) {
                     tracing::warn!(path = %path.display(), %error, "an adapter is not deleted");
                 }
             }
@@ -183,9 +187,7 @@ pub(crate) fn write_whole(
     bytes: &[u8],
     base_model: &str,
 ) -> Result<(), Fault> {
-    let mut fresh = directory.as_os_str().to_owned();
-    fresh.push(UNFINISHED);
-    let fresh = PathBuf::from(fresh);
+    let fresh = beside(directory, UNFINISHED);
     let io = |error: std::io::Error| io_fault(&fresh, &error);
     if fresh.exists() {
         fs::remove_dir_all(&fresh).map_err(io)?;
@@ -202,7 +204,7 @@ pub(crate) fn write_whole(
     files::sync_dir(&fresh).map_err(io)?;
     if directory.exists() {
         // A replay writes what was there already.
-        fs::remove_dir_all(directory).map_err(io)?;
+        remove_whole(directory).map_err(io)?;
     }
     fs::rename(&fresh, directory).map_err(io)?;
     let parent = directory.parent().unwrap_or(directory);
@@ -211,11 +213,31 @@ pub(crate) fn write_whole(
         .map_err(io)
 }
 
-/// Is it a directory that a learner makes: a step's, or one that was not finished?
+/// Removes a directory of [`write_whole`]; what a kill leaves of it goes at the next start.
+fn remove_whole(directory: &Path) -> std::io::Result<()> {
+    let gone = beside(directory, GONE);
+    if gone.exists() {
+        fs::remove_dir_all(&gone)?;
+    }
+    fs::rename(directory, &gone)?;
+    fs::remove_dir_all(&gone)
+}
+
+/// The path with that at the end of its name.
+fn beside(directory: &Path, ending: &str) -> PathBuf {
+    let mut path = directory.as_os_str().to_owned();
+    path.push(ending);
+    PathBuf::from(path)
+}
+
+/// Is it a directory that a learner makes: a step's, or one that is not whole yet or any more?
 fn is_ours(entry: &fs::DirEntry) -> bool {
     let name = entry.file_name();
     let step = name.to_str().and_then(|name| {
-        let name = name.strip_suffix(UNFINISHED).unwrap_or(name);
+        let unfinished = name.strip_suffix(UNFINISHED);
+        let name = unfinished
+            .or_else(|| name.strip_suffix(GONE))
+            .unwrap_or(name);
         let step = name.strip_prefix("step-")?.parse().ok()?;
         (name == step_name(step)).then_some(step)
     });
@@ -281,7 +303,12 @@ mod tests {
             "best",
             "step-+00005",
         ];
-        let ours = ["step-000003", "step-000004.new", "step-1000000"];
+        let ours = [
+            "step-000001.gone",
+            "step-000003",
+            "step-000004.new",
+            "step-1000000",
+        ];
         for name in strange.iter().chain(&ours) {
             fs::create_dir(path(name)).expect("a new directory");
         }
