@@ -22,6 +22,11 @@ night:
     VOLLEY_SIM_FIRST=1000000 VOLLEY_SIM_RUNS=10000 \
         cargo test --release -p volley-tests --test sim clusters -- --nocapture
 
+# A thousand kills of every role, with real processes: most of an hour.
+torture:
+    VOLLEY_TORTURE_KILLS=1000 \
+        cargo test --release -p volley-tests --test e2e torture -- --nocapture
+
 # Licences, bans and advisories of third-party crates (needs cargo-deny).
 deny:
     cargo deny check

@@ -152,6 +152,11 @@ impl Running {
         process::signal(self.pid(), signal);
     }
 
+    /// The file that has its standard output.
+    pub(crate) fn out(&self) -> &Path {
+        &self.out
+    }
+
     /// Standard error so far.
     pub(crate) fn err(&self) -> String {
         fs::read_to_string(&self.err).unwrap_or_default()

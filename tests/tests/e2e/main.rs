@@ -23,4 +23,5 @@ mod put;
 mod recipe;
 mod resume;
 mod scaling;
+mod torture;
 mod train;
