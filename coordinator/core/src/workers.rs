@@ -1,8 +1,12 @@
 //! What workers say, and what becomes of those that say nothing any more.
 
+use std::collections::BTreeSet;
+
 use volley_protocol::snapshot::WorkerState;
 use volley_protocol::worker::{FromWorker, ToWorker, WorkerLoad};
-use volley_protocol::{AdapterVersion, AttemptId, Digest, ErrorCode, Fault, WorkerId};
+use volley_protocol::{
+    AdapterVersion, AttemptId, Digest, ErrorCode, Fault, RunId, SinkRef, WorkerId,
+};
 
 use crate::config::HELD_MAX;
 use crate::coordinator::Coordinator;
@@ -152,8 +156,25 @@ impl Coordinator {
             self.attempt_ended(attempt, ending, out);
         }
         self.renew(id, &held, out);
+        self.tell_sinks(id, &held, out);
         self.roster.refresh(id);
         self.notice(format!("{name} is here with {slots} slots"));
+    }
+
+    /// While a worker was away, the learners of what it holds may have moved. When nothing is left
+    /// to lease, nothing else would tell it.
+    fn tell_sinks(&self, id: WorkerId, held: &[AttemptId], out: &mut Vec<Effect>) {
+        let run_of = |attempt: &AttemptId| match self.jobs.get(attempt.rollout.job)?.spec.sink {
+            SinkRef::Learner(run) => Some(run),
+            SinkRef::Relay => None,
+        };
+        let runs: BTreeSet<RunId> = held.iter().filter_map(run_of).collect();
+        for run in runs {
+            let sink = self.runs.learner(run).map(|learner| learner.sink);
+            if let (Some(source), Some(version)) = (sink, self.registry.head(run)) {
+                self.say_worker(id, ToWorker::Announce { version, source }, out);
+            }
+        }
     }
 
     /// A worker that this life started, and gave up since, would be one too many.

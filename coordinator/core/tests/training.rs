@@ -449,6 +449,39 @@ fn the_newest_session_of_a_run_is_its_learner() {
 }
 
 #[test]
+fn a_worker_that_comes_back_hears_where_the_learner_of_its_results_listens_now() {
+    let mut bench = bench();
+    admit(&mut bench, 2);
+    let held: Vec<_> = bench.leases(7).iter().map(|lease| lease.attempt).collect();
+    assert_eq!(held.len(), 2, "nothing else is left to lease");
+    let session = bench.session(7);
+    bench.say(Input::WorkerDown {
+        session,
+        process_dead: false,
+    });
+    bench.say(Input::LearnerDown { session: LEARNER });
+    bench.say(Input::LearnerUp {
+        session: LEARNER,
+        peer: volley_protocol::PeerId(51),
+        pid: 51,
+    });
+    let elsewhere = "127.0.0.1:9".parse().expect("an address");
+    bench.learner_says(FromLearner::Register {
+        info: common::run_info(),
+        sink: elsewhere,
+        versions: (0..2).map(entry).collect(),
+        state: RunState::Training,
+    });
+    bench.worker(7, 4, held, 0);
+    let session = bench.session(7);
+    let told = bench.out.iter().any(|effect| {
+        matches!(effect, Effect::ToWorker { session: to, message: ToWorker::Announce { source, .. }, .. }
+            if *to == session && *source == elsewhere)
+    });
+    assert!(told, "{:?}", bench.out);
+}
+
+#[test]
 fn a_learner_that_comes_back_is_announced_to_those_who_hold_results_for_it() {
     let mut bench = bench();
     admit(&mut bench, 2);
