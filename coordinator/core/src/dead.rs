@@ -243,7 +243,13 @@ impl Coordinator {
     fn chosen(&self, id: JobId, indices: &[u64]) -> Result<Vec<DeadLetter>, Fault> {
         let mut chosen = Vec::new();
         if indices.is_empty() {
-            chosen.extend(self.dead.of(id).filter(|l| l.retried_as.is_none()).cloned());
+            // All that can be: a payload may be deleted by now.
+            let extents = self.jobs.get(id).map(|job| &job.extents);
+            let playable = |letter: &&DeadLetter| {
+                letter.retried_as.is_none()
+                    && extents.is_none_or(|extents| extents.payload_of(letter.index).is_some())
+            };
+            chosen.extend(self.dead.of(id).filter(playable).cloned());
         }
         for index in indices {
             let found = self.dead.of(id).find(|letter| letter.index == *index);

@@ -186,9 +186,6 @@ impl Coordinator {
                 spec: job.spec.clone(),
                 known: job.total(),
             });
-            if job.state != JobState::Open {
-                out.push(Effect::RelayComplete { job: job.spec.job });
-            }
         }
         // A run that was training when the last life ended is missing its learner from now on.
         for run in self.runs.map.values_mut() {

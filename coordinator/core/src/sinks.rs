@@ -68,6 +68,10 @@ impl Coordinator {
             );
             out.push(Effect::RelayFailed { rollout, fault });
         }
+        // Behind them: whoever reads must not be told that nothing follows.
+        if self.jobs.get(id).map(|job| job.state) != Some(JobState::Open) {
+            out.push(Effect::RelayComplete { job: id });
+        }
         self.reconcile(id, &accepted, &failed, out);
     }
 

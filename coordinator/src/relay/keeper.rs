@@ -319,13 +319,11 @@ impl Keeper {
                 still.push(waiting);
                 continue;
             }
-            let body = match self.page(waiting.job, waiting.cursor) {
-                _ if waiting.near
-                    && let Some(body) = self.place(waiting.job, waiting.cursor) =>
-                {
-                    body
-                }
-                Ok(page) => ReplyBody::Results(page),
+            let (job, cursor) = (waiting.job, waiting.cursor);
+            let place = self.place(job, cursor).filter(|_| waiting.near);
+            let page = || self.page(job, cursor).map(ReplyBody::Results);
+            let body = match place.map_or_else(page, Ok) {
+                Ok(body) => body,
                 // A cursor that points nowhere is the client's mistake; the file is as it was.
                 Err(error) => {
                     let message = format!("cursor {}: {error}", waiting.cursor);

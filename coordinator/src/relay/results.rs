@@ -1,6 +1,8 @@
 //! One job's results: an append-only file, and which rollouts it settles how.
 
 use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use volley_protocol::RangeSet;
@@ -61,9 +63,9 @@ impl JobResults {
             return Ok(results);
         }
         results.writer = Some(open(&results.path)?);
-        if results.read_back()? {
+        if let Some(stray) = results.read_back()? {
             tracing::warn!(path = %results.path.display(), "results of no known rollout are dropped");
-            results.rewrite()?;
+            results.rewrite(stray)?;
         }
         // Many jobs are read back, few of them get further results.
         results.close()?;
@@ -193,16 +195,16 @@ impl JobResults {
         }
     }
 
-    /// Notes which rollouts are settled how; tells whether there are records of unknown ones.
-    fn read_back(&mut self) -> Result<bool, Fault> {
-        let mut strays = false;
+    /// Notes which rollouts are settled how; tells where the first record of an unknown one is.
+    fn read_back(&mut self) -> Result<Option<u64>, Fault> {
+        let mut stray = None;
         let failed = |error: &dyn std::fmt::Display| store_fault(&self.path, &error);
         let reader = SegmentReader::open(&self.path).map_err(|error| failed(&error))?;
         for record in reader.records(SEGMENT_START) {
             let record = record.map_err(|error| failed(&error))?;
             let (index, how) = settles(&record.payload).map_err(|error| failed(&error))?;
             if index >= self.known {
-                strays = true;
+                stray = stray.or(Some(record.offset));
                 continue;
             }
             match how {
@@ -210,19 +212,21 @@ impl JobResults {
                 Settled::Failed => self.failed.insert(index),
             };
         }
-        Ok(strays)
+        Ok(stray)
     }
 
-    /// Writes the file anew without the records of unknown rollouts.
-    fn rewrite(&mut self) -> Result<(), Fault> {
+    /// Writes the file anew without the records of unknown rollouts. Everything from the first of
+    /// them on was never shown to anybody; what is before keeps its place, where cursors point.
+    fn rewrite(&mut self, stray: u64) -> Result<(), Fault> {
         self.writer = None;
         let fresh = self.path.with_extension("fresh");
         let failed = |error: &dyn std::fmt::Display| store_fault(&fresh, &error);
         // A left-over of an earlier attempt.
         let _ = std::fs::remove_file(&fresh);
+        copy_head(&self.path, &fresh, stray).map_err(|error| failed(&error))?;
         let mut writer = open(&fresh)?;
         let reader = SegmentReader::open(&self.path).map_err(|error| failed(&error))?;
-        for record in reader.records(SEGMENT_START) {
+        for record in reader.records(stray) {
             let payload = record.map_err(|error| failed(&error))?.payload;
             let (index, _) = settles(&payload).map_err(|error| failed(&error))?;
             if index < self.known {
@@ -236,6 +240,14 @@ impl JobResults {
         self.writer = Some(open(&self.path)?);
         Ok(())
     }
+}
+
+/// Copies the first bytes of a file.
+fn copy_head(from: &Path, to: &Path, bytes: u64) -> io::Result<()> {
+    let mut head = File::open(from)?.take(bytes);
+    let mut copy = File::create(to)?;
+    io::copy(&mut head, &mut copy)?;
+    copy.sync_all()
 }
 
 /// Which rollout a record settles, and how.
@@ -353,6 +365,36 @@ mod tests {
             assert_eq!(page.complete, index == 2);
             cursor = page.next_cursor;
         }
+    }
+
+    #[test]
+    fn a_cursor_survives_that_records_of_unknown_rollouts_are_dropped() {
+        let directory = tempfile::tempdir().expect("directory");
+        let path = directory.path().join("a.results");
+        let mut results = JobResults::open(path.clone(), 2).expect("open");
+        let settle = |results: &mut JobResults, index| {
+            let record = failed(index);
+            results
+                .settle(index, Settled::Failed, &[&record])
+                .expect("append");
+            // Each sync leaves a mark, which takes room, too.
+            results.sync().expect("sync");
+        };
+        for index in [0, 1, 7, 8] {
+            settle(&mut results, index);
+        }
+        let read = results.page(0).expect("page");
+        assert_eq!(read.decode_records().expect("own").len(), 2);
+        drop(results);
+        let mut again = JobResults::open(path, 2).expect("open");
+        again.made_durable(9);
+        for index in [5, 7] {
+            settle(&mut again, index);
+        }
+        let page = again.page(read.next_cursor).expect("a page from there");
+        let records = page.decode_records().expect("own");
+        let indices: Vec<u64> = records.iter().map(ResultRecord::index).collect();
+        assert_eq!(indices, [5, 7]);
     }
 
     #[test]

@@ -115,7 +115,7 @@ fn a_cut_of_the_last_file_keeps_every_whole_write() {
         let numbers = numbers(&writes);
         assert_eq!(
             numbers,
-            (1..=numbers.len() as u64).collect::<Vec<_>>(),
+            (4..).take(numbers.len()).collect::<Vec<_>>(),
             "cut at {cut}"
         );
         kept.insert(numbers.len());

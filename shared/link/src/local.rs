@@ -27,17 +27,26 @@ use bytes::{Buf as _, Bytes, BytesMut};
 use quinn::Connection;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::mpsc::error::SendTimeoutError;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 
+use crate::close::close_code;
 use crate::limits::BULK_STREAMS_MAX;
 use crate::runtime::LinkRuntime;
 
 /// Length of a token and of its answer.
 const TOKEN_BYTES: usize = 32;
 
-/// Visitors at a door that nobody has taken in yet; further ones wait in the system's backlog.
+/// Visitors at a door that have not shown their token yet; further ones wait in the system's
+/// backlog.
 const VISITORS_MAX: usize = 1024;
+
+/// A session takes an object in within this time, or ends: as long as a bulk stream may stall.
+const TAKEN_WAIT: Duration = Duration::from_secs(30);
+
+/// A reader takes a piece within this time, or is taken for dead.
+const PIECE_WAIT: Duration = Duration::from_secs(30);
 
 /// A visitor shows its token, and a door its answer, within this time or never.
 const TOKEN_WAIT: Duration = Duration::from_secs(1);
@@ -75,6 +84,8 @@ struct Rooms(Mutex<HashMap<Token, Room>>);
 struct Room {
     answer: Token,
     visitors: mpsc::Sender<StdStream>,
+    waiting: Arc<Semaphore>,
+    connection: Connection,
 }
 
 impl Rooms {
@@ -117,20 +128,49 @@ async fn accept(listener: UnixListener, rooms: Arc<Rooms>) {
             return;
         };
         let Ok((visitor, _)) = listener.accept().await else {
-            // Out of descriptors, for example: the visitor turns to QUIC.
+            // Out of descriptors, for example: they wait in the backlog meanwhile.
             tokio::time::sleep(Duration::from_millis(10)).await;
             continue;
         };
         let rooms = Arc::clone(&rooms);
         tokio::spawn(async move {
             // A visitor that is not let in sees its end, which is all it is told.
-            let _ = let_in(visitor, &rooms).await;
+            let known = recognise(visitor, &rooms).await;
+            // From here on it is its session's bound that counts, not everybody's.
             drop(permit);
+            if let Ok(Some((room, visitor))) = known {
+                room.take_in(visitor).await;
+            }
         });
     }
 }
 
-async fn let_in(mut visitor: UnixStream, rooms: &Rooms) -> io::Result<()> {
+impl Room {
+    /// Waits until the session takes the visitor in. A session whose objects nobody wants for so
+    /// long, or that sends ever more, ends: its peer learns that they did not arrive.
+    async fn take_in(self, visitor: StdStream) {
+        let Ok(_waits) = self.waiting.try_acquire() else {
+            return self.end("too many bulk objects wait");
+        };
+        if let Err(SendTimeoutError::Timeout(_)) =
+            self.visitors.send_timeout(visitor, TAKEN_WAIT).await
+        {
+            self.end("bulk objects are not taken");
+        }
+    }
+
+    fn end(&self, why: &str) {
+        tracing::warn!(peer = %self.connection.remote_address(), "{why}");
+        let code = close_code::ABANDONED;
+        self.connection.close(code.into(), why.as_bytes());
+    }
+}
+
+/// The session that a visitor's token belongs to.
+async fn recognise(
+    mut visitor: UnixStream,
+    rooms: &Rooms,
+) -> io::Result<Option<(Room, StdStream)>> {
     check_user(&visitor)?;
     let (mut token, mut asks) = ([0; TOKEN_BYTES], [0]);
     timeout(TOKEN_WAIT, async {
@@ -139,16 +179,13 @@ async fn let_in(mut visitor: UnixStream, rooms: &Rooms) -> io::Result<()> {
     })
     .await??;
     let Some(room) = rooms.find(&token) else {
-        return Ok(());
+        return Ok(None);
     };
     // An answer that nobody reads would look like a broken connection to who has left already.
     if asks == [1] {
         visitor.write_all(&room.answer).await?;
     }
-    let visitor = visitor.into_std()?;
-    // It fails when the session is over; then nobody waits for the object.
-    let _ = room.visitors.send(visitor).await;
-    Ok(())
+    Ok(Some((room, visitor.into_std()?)))
 }
 
 /// Is the process at the other end one of this user's?
@@ -212,6 +249,8 @@ impl Passage {
         let room = Room {
             answer,
             visitors: sender,
+            waiting: Arc::new(Semaphore::new(BULK_STREAMS_MAX as usize)),
+            connection: connection.clone(),
         };
         let mut rooms = door
             .0
@@ -287,7 +326,7 @@ pub(crate) async fn write(stream: &mut UnixStream, mut bytes: Bytes) -> io::Resu
     while !bytes.is_empty() {
         let piece = bytes.split_to(bytes.len().min(PIECE_BYTES_MAX));
         let head = Bytes::copy_from_slice(&(piece.len() as u32).to_le_bytes());
-        stream.write_all_buf(&mut head.chain(piece)).await?;
+        timeout(PIECE_WAIT, stream.write_all_buf(&mut head.chain(piece))).await??;
     }
     Ok(())
 }

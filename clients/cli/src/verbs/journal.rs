@@ -118,6 +118,13 @@ fn repair(args: &JournalArgs, output: &Output) -> Result<(), Stop> {
 /// no writer either.
 fn locks(place: &Path) -> Result<Vec<DirLock>, Stop> {
     let mut directories = vec![];
+    if place.is_file() {
+        // Segments lie one below the directory whose process writes them.
+        let absolute = std::path::absolute(place).unwrap_or_else(|_| place.to_owned());
+        let above = absolute.ancestors().skip(1).take(2);
+        let owned = above.filter(|at| is_data(at) || at.join("run.json").exists());
+        directories.extend(owned.map(Path::to_owned));
+    }
     if is_data(place) || place.join("run.json").exists() {
         directories.push(place.to_owned());
     }

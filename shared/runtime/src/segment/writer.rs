@@ -68,7 +68,9 @@ impl SegmentWriter {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false);
         let file = options.open(path).map_err(failed("open"))?;
-        let is_new = file.metadata().map_err(failed("read"))?.len() < SEGMENT_START;
+        // One that holds nothing yet may be left over from a life that ended before it synced
+        // the directory.
+        let is_new = file.metadata().map_err(failed("read"))?.len() <= SEGMENT_START;
         let opened = Self::open_on(Box::new(file), path)?;
         if is_new {
             files::sync_parent(path).map_err(failed("create"))?;
