@@ -6,22 +6,21 @@ the price of the way.
 
 PEERS is a folder with `ray_bench.py` and `monarch_bench.py`, which take the same flags as
 `volley bench fanout` and print `JSON {...}`; this Python must be able to import ray and monarch.
-Every lane is run ROUNDS times (default 3), each system once in a round, in turn. OUT keeps every line
-and the medians. `openssl` makes the certificate that Monarch's QUIC asks for."""
+Both talk in clear between the processes of a machine. Every lane is run ROUNDS times (default 3), each
+system once in a round, in turn. OUT keeps every line and the medians."""
 import json
 import os
 import statistics
 import subprocess
 import sys
-import tempfile
 
 # What a result is worth when something dies: the comparison is of one operation, not of one promise.
 GUARANTEES = {
     "volley": "rollout and verdict synced before they are told, bytes synced, each accepted once",
     "ray": "retried when a worker dies; nothing durable",
     "ray batch": "as ray, a whole batch at a time",
-    "monarch quic": "none: the caller sees an error",
-    "monarch quic batch": "none: the caller sees an error",
+    "monarch": "none: the caller sees an error",
+    "monarch batch": "none: the caller sees an error",
 }
 # Processes of one machine may use that they are: results by file, bulk by Unix sockets.
 QUIC = {"VOLLEY_SAME_HOST": "results"}
@@ -35,19 +34,19 @@ LANES = {
         ("volley (client far away)", ["throughput", "--w", "2", "--n", "50000"]),
         ("ray", ["throughput", "--mode", "actors", "--w", "2", "--n", "10000"]),
         ("ray batch", ["throughput", "--mode", "batch", "--w", "2", "--n", "50000"]),
-        ("monarch quic", ["throughput", "--mode", "call", "--w", "2", "--n", "10000", "--net", "quic"]),
-        ("monarch quic batch", ["throughput", "--mode", "batch", "--w", "2", "--n", "50000", "--net", "quic"]),
+        ("monarch", ["throughput", "--mode", "call", "--w", "2", "--n", "10000"]),
+        ("monarch batch", ["throughput", "--mode", "batch", "--w", "2", "--n", "50000"]),
     ],
     "throughput 73.7 KB": [
         ("volley", ["throughput", "--w", "2", "--n", "8000", "--t", "8192"]),
         ("volley (bulk by QUIC)", ["throughput", "--w", "2", "--n", "8000", "--t", "8192"]),
         ("ray batch", ["throughput", "--mode", "batch", "--w", "2", "--n", "2000", "--t", "8192"]),
-        ("monarch quic batch", ["throughput", "--mode", "batch", "--w", "2", "--n", "2000", "--t", "8192", "--net", "quic"]),
+        ("monarch batch", ["throughput", "--mode", "batch", "--w", "2", "--n", "2000", "--t", "8192"]),
     ],
     "16 workers": [
         ("volley", ["throughput", "--w", "16", "--n", "100000", "--k", "128"]),
         ("ray batch", ["throughput", "--mode", "batch", "--w", "16", "--n", "10000", "--k", "64"]),
-        ("monarch quic batch", ["throughput", "--mode", "batch", "--w", "16", "--n", "10000", "--k", "64", "--net", "quic"]),
+        ("monarch batch", ["throughput", "--mode", "batch", "--w", "16", "--n", "10000", "--k", "64"]),
     ],
     "64 workers": [
         ("volley", ["throughput", "--w", "64", "--n", "100000", "--k", "64"]),
@@ -56,23 +55,23 @@ LANES = {
     "latency": [
         ("volley", ["latency", "--w", "1", "--n", "1000", "--k", "32"]),
         ("ray", ["latency", "--w", "1", "--n", "1000"]),
-        ("monarch quic", ["latency", "--w", "1", "--n", "1000", "--net", "quic"]),
+        ("monarch", ["latency", "--w", "1", "--n", "1000"]),
     ],
     "startup": [
         ("volley", ["startup", "--w", "2"]),
         ("ray", ["startup", "--w", "2"]),
-        ("monarch quic", ["startup", "--w", "2", "--net", "quic"]),
+        ("monarch", ["startup", "--w", "2"]),
     ],
     "32 more workers": [
         ("volley", ["addworkers", "--w", "32", "--k", "4"]),
         ("ray", ["addworkers", "--w", "32"]),
-        ("monarch quic", ["addworkers", "--w", "32", "--net", "quic"]),
+        ("monarch", ["addworkers", "--w", "32"]),
     ],
     "64 MiB to 8 workers": [
         ("volley", ["broadcast", "--w", "8", "--k", "32"]),
         ("volley (bulk by QUIC)", ["broadcast", "--w", "8", "--k", "32"]),
         ("ray", ["broadcast", "--w", "8"]),
-        ("monarch quic", ["broadcast", "--w", "8", "--net", "quic"]),
+        ("monarch", ["broadcast", "--w", "8"]),
     ],
     "kill -9": [
         ("volley", ["kill", "--w", "4", "--n", "800", "--k", "4"]),
@@ -89,17 +88,7 @@ LANES = {
 }
 
 
-def certificate(folder):
-    """A self-signed pair that names localhost, for Monarch."""
-    key, cert = folder + "/key.pem", folder + "/cert.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", key,
-         "-out", cert, "-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"],
-        check=True, capture_output=True)
-    return {"HYPERACTOR_TLS_CERT": cert, "HYPERACTOR_TLS_KEY": key, "HYPERACTOR_TLS_CA": cert}
-
-
-def measure(who, flags, volley, peers, certificates):
+def measure(who, flags, volley, peers):
     program = who.split()[0]
     env = dict(os.environ)
     if program == "volley":
@@ -107,7 +96,6 @@ def measure(who, flags, volley, peers, certificates):
         env |= QUIC if "by QUIC" in who else FAR if "far away" in who else {}
     else:
         command = [sys.executable, f"{peers}/{program}_bench.py", *flags]
-        env |= certificates
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=180, env=env)
     except subprocess.TimeoutExpired:
@@ -143,15 +131,13 @@ def main():
     rounds = int(sys.argv[4]) if len(sys.argv) > 4 else 3
     chosen = sys.argv[5].split(",") if len(sys.argv) > 5 else list(LANES)
     lanes = {}
-    with tempfile.TemporaryDirectory() as folder:
-        certificates = certificate(folder)
-        for lane in chosen:
-            lines = []
-            for _ in range(rounds):
-                for who, flags in LANES[lane]:
-                    lines.append(measure(who, flags, volley, peers, certificates))
-                    print(lane, json.dumps(lines[-1])[:400], flush=True)
-            lanes[lane] = {"median": medians(lines), "runs": lines}
+    for lane in chosen:
+        lines = []
+        for _ in range(rounds):
+            for who, flags in LANES[lane]:
+                lines.append(measure(who, flags, volley, peers))
+                print(lane, json.dumps(lines[-1])[:400], flush=True)
+        lanes[lane] = {"median": medians(lines), "runs": lines}
     told = {"cpus": os.cpu_count(), "rounds": rounds, "guarantees": GUARANTEES, "lanes": lanes}
     with open(out, "w") as file:
         json.dump(told, file, indent=1)
