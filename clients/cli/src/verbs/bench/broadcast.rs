@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -42,13 +41,15 @@ const LIVE_WITHIN: Duration = Duration::from_secs(60);
 /// Adapters with their digests.
 type Shelf = Arc<Mutex<BTreeMap<Digest, Arc<Vec<u8>>>>>;
 
+/// How often workers asked for the bytes of each adapter.
+type Fetches = Arc<Mutex<BTreeMap<Digest, u64>>>;
+
 /// A learner that trains nothing: it has adapters and publishes them.
 struct Publisher {
     control: Open,
     run: RunId,
     shelf: Shelf,
-    /// How often workers asked for bytes.
-    fetches: Arc<AtomicU64>,
+    fetches: Fetches,
     newest: AdapterVersion,
     _link: LinkRuntime,
 }
@@ -81,12 +82,12 @@ pub(crate) async fn measure(args: &FanoutArgs, handoff: &Handoff) -> Result<Valu
     };
     let mut result = serde_json::Map::new();
     for (name, way) in ways {
-        let before = publisher.fetches.load(Ordering::Relaxed);
-        let mut all = Vec::new();
+        let (mut all, mut fetches) = (Vec::new(), 0);
         for _ in 0..REPEATS {
             all.push(publisher.publish(&cluster, args.w, bytes, *way).await?);
+            // Of this one: a worker may still be fetching an older one.
+            fetches += publisher.fetches_of(publisher.newest.digest);
         }
-        let fetches = publisher.fetches.load(Ordering::Relaxed) - before;
         let figures = summary(&all, args, fetches);
         result.insert((*name).to_owned(), figures);
     }
@@ -127,6 +128,11 @@ fn summary(all: &[Took], args: &FanoutArgs, fetches: u64) -> Value {
 }
 
 impl Publisher {
+    fn fetches_of(&self, digest: Digest) -> u64 {
+        let counted = self.fetches.lock().unwrap_or_else(PoisonError::into_inner);
+        counted.get(&digest).copied().unwrap_or(0)
+    }
+
     /// Registers with a first version, which all workers fetch.
     async fn start(cluster: &BenchCluster) -> Result<Self, Fault> {
         let identity = Identity::load(&identity_path(cluster.directory(), Role::Learner))
@@ -146,7 +152,7 @@ impl Publisher {
         let addr = ClusterFile::read(cluster.directory())?.address;
         let control = conversation::dial(&endpoint, addr, Role::Coordinator, &hello).await?;
 
-        let (shelf, fetches) = (Shelf::default(), Arc::new(AtomicU64::new(0)));
+        let (shelf, fetches) = (Shelf::default(), Fetches::default());
         // No earlier measurement has left it on this host.
         let first = rand::random::<[u8; 32]>().to_vec();
         let newest = AdapterVersion {
@@ -259,7 +265,7 @@ impl Publisher {
                 .filter(|w| w.state == WorkerState::Up);
             let there = up.filter(|worker| worker.adapter_step >= step).count();
             // At step 0 a worker without any adapter says the same: it is the fetches that tell.
-            let heard = step > 0 || self.fetches.load(Ordering::Relaxed) > 0;
+            let heard = step > 0 || self.fetches_of(self.newest.digest) > 0;
             if there >= workers as usize && heard {
                 return Ok(());
             }
@@ -289,7 +295,7 @@ impl Publisher {
 }
 
 /// Answers what one worker asks for, as a learner does.
-async fn serve(mut connected: Connected, peer: PeerId, shelf: Shelf, fetches: Arc<AtomicU64>) {
+async fn serve(mut connected: Connected, peer: PeerId, shelf: Shelf, fetches: Fetches) {
     let greeted = async {
         hear(&mut connected).await?;
         let cluster = connected.session.peer().cluster_id().to_owned();
@@ -305,7 +311,9 @@ async fn serve(mut connected: Connected, peer: PeerId, shelf: Shelf, fetches: Ar
         mut receiver,
     } = connected;
     let asked = |ToSink::Fetch { digest }, permit| {
-        fetches.fetch_add(1, Ordering::Relaxed);
+        let mut counted = fetches.lock().unwrap_or_else(PoisonError::into_inner);
+        *counted.entry(digest).or_default() += 1;
+        drop(counted);
         let found = shelf.lock().unwrap_or_else(PoisonError::into_inner);
         match found.get(&digest).cloned() {
             None => conversation::say(&session, &sender, &FromSink::AdapterMissing { digest }),
